@@ -1,0 +1,1 @@
+"""The data plane: authenticates, limits, routes and forwards calls to providers."""
