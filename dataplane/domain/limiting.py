@@ -1,0 +1,245 @@
+"""Which limits bind a request, and what the limiter says about them.
+
+A *layer* is one limit of one subject: "user u_1 may make 1,000 requests a day".
+The layers of a request are counted together, all or none, by `dataplane.limits`;
+this module holds the values both sides speak. Amounts are integers in the
+layer's unit: requests, tokens, nano-USD, or requests in flight.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+# Redis counts in doubles inside a script: integers are exact up to here.
+MAX_AMOUNT: Final = 2**53
+# More would make one script hold the server for too long (limits page, section 5).
+MAX_LAYERS: Final = 24
+# `Standing.reset_ms` of a layer that never gives anything back by itself.
+NEVER_MS: Final = -1
+
+
+class SubjectKind(StrEnum):
+    """Whom a layer counts, in the order in which layers are checked."""
+
+    GLOBAL = "global"
+    ORGANIZATION = "organization"
+    USER = "user"
+    KEY = "key"
+    DEVICE = "device"
+    IP = "ip"
+    ENDPOINT = "endpoint"
+    MODEL = "model"
+
+
+class Unit(StrEnum):
+    """What a layer counts."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+    SPEND = "spend"
+    PARALLEL = "parallel"
+
+
+class Window(StrEnum):
+    """Over which time a layer counts; `NONE` is for requests in flight."""
+
+    MINUTE = "minute"
+    DAY = "day"
+    MONTH = "month"
+    TOTAL = "total"
+    NONE = "none"
+
+
+class LayerKind(StrEnum):
+    """The algorithm that counts a layer, in the order within one subject."""
+
+    ROLLING = "w"
+    PERIOD = "p"
+    SPEND = "s"
+    PARALLEL = "c"
+
+
+_CALENDAR_WINDOWS: Final = (Window.DAY, Window.MONTH, Window.TOTAL)
+_KINDS: Final[dict[tuple[Unit, Window], LayerKind]] = {
+    (Unit.REQUESTS, Window.MINUTE): LayerKind.ROLLING,
+    (Unit.TOKENS, Window.MINUTE): LayerKind.ROLLING,
+    **{(Unit.REQUESTS, window): LayerKind.PERIOD for window in _CALENDAR_WINDOWS},
+    **{(Unit.TOKENS, window): LayerKind.PERIOD for window in _CALENDAR_WINDOWS},
+    **{(Unit.SPEND, window): LayerKind.SPEND for window in _CALENDAR_WINDOWS},
+    (Unit.PARALLEL, Window.NONE): LayerKind.PARALLEL,
+}
+_SUBJECT_RANK: Final = {kind: rank for rank, kind in enumerate(SubjectKind)}
+_KIND_RANK: Final = {kind: rank for rank, kind in enumerate(LayerKind)}
+_UNIT_RANK: Final = {unit: rank for rank, unit in enumerate(Unit)}
+_WINDOW_RANK: Final = {window: rank for rank, window in enumerate(Window)}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One limit of one subject.
+
+    Attributes:
+        subject_kind: Whom the layer counts.
+        subject_id: Id or digest of the subject; never a key, token or prompt.
+        unit: What is counted.
+        window: Over which time; it must fit the unit.
+        capacity: The limit, in the unit (spend: nano-USD); 0 refuses everything.
+        time_zone: IANA zone whose midnights end a day or month.
+        reset_generation: Raised by an administrator to start counting anew.
+        is_hard: Whether requests reserve their upper bound; both kinds deny at 100 %.
+        is_shadow: Counted and shown, but never refusing.
+
+    Raises:
+        ValueError: The window does not fit the unit, a number is out of range, or there is no
+            such time zone.
+    """
+
+    subject_kind: SubjectKind
+    subject_id: str
+    unit: Unit
+    window: Window
+    capacity: int
+    time_zone: str = "UTC"
+    reset_generation: int = 0
+    is_hard: bool = True
+    is_shadow: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.unit, self.window) not in _KINDS:
+            raise ValueError(f"{self.unit} cannot be limited per {self.window}")
+        if not 0 <= self.capacity <= MAX_AMOUNT:
+            raise ValueError(f"capacity {self.capacity} is outside 0..2^53")
+        if self.reset_generation < 0:
+            raise ValueError("a reset generation is never negative")
+        try:
+            ZoneInfo(self.time_zone)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError(f"there is no time zone {self.time_zone!r}") from None
+
+    @property
+    def kind(self) -> LayerKind:
+        """The algorithm that counts this layer."""
+        return _KINDS[self.unit, self.window]
+
+    @property
+    def name(self) -> str:
+        """The layer's public name, such as `user_requests_per_day` or `key_parallel`."""
+        if self.window is Window.NONE:
+            return f"{self.subject_kind}_{self.unit}"
+        joint = "_" if self.window is Window.TOTAL else "_per_"
+        return f"{self.subject_kind}_{self.unit}{joint}{self.window}"
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class LayerPlan:
+    """The layers of a request in the order in which they bind; build with `plan_of`.
+
+    One plan per API key is computed when a snapshot is applied and reused by
+    every request, so that the limiter can keep what it derives from it. Plans
+    compare by identity.
+
+    Attributes:
+        layers: At most 24, sorted, no two with the same counter.
+        closed_layer: The first layer whose capacity is 0, if one refuses everything.
+    """
+
+    layers: tuple[Layer, ...]
+    closed_layer: Layer | None
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """The most one request can take; it also takes one request and one parallel slot.
+
+    Raises:
+        ValueError: An amount is negative or above 2^53.
+    """
+
+    tokens: int
+    cost_nanousd: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.tokens <= MAX_AMOUNT and 0 <= self.cost_nanousd <= MAX_AMOUNT):
+            raise ValueError("a demand is between 0 and 2^53 in each unit")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where one layer stands after a request was admitted, or when it was denied.
+
+    Attributes:
+        layer: The layer.
+        remaining: What is left, in the layer's unit, never below 0.
+        reset_ms: For a layer with room: until all of it is back. For a short one: until this
+            request would fit. 0 for parallel layers (a slot may come free at any moment),
+            `NEVER_MS` where nothing comes back.
+        period_id: `20261121`, `202611` or `total`; empty for rolling and parallel layers.
+    """
+
+    layer: Layer
+    remaining: int
+    reset_ms: int
+    period_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """Why a request was not admitted; no counter of any layer has moved.
+
+    Attributes:
+        binding: The first layer, in order, that was short.
+        is_never: The request alone is larger than the limit: waiting does not help.
+        standings: Every layer, in the plan's order; only the binding one when a capacity is 0.
+        settled_nanousd: Spent so far, for a spend layer; else None.
+        held_nanousd: Reserved by requests in flight, for a spend layer; else None.
+    """
+
+    binding: Standing
+    is_never: bool
+    standings: tuple[Standing, ...]
+    settled_nanousd: int | None = None
+    held_nanousd: int | None = None
+
+
+class Denied(Exception):  # noqa: N818 - a verdict, not a fault
+    """A layer was short. `denial` says which and until when."""
+
+    def __init__(self, denial: Denial) -> None:
+        super().__init__(f"{denial.binding.layer.name} is exhausted")
+        self.denial = denial
+
+
+class LimitsUnavailable(Exception):  # noqa: N818 - a state of the service, not a fault of the call
+    """The counters could not be read in time, so nothing can be admitted."""
+
+
+def plan_of(layers: Iterable[Layer]) -> LayerPlan:
+    """Return `layers` as a plan: sorted in the order in which they bind.
+
+    Subjects go from the widest to the narrowest (global, organization, user, key,
+    device, IP, endpoint, model); within a subject rolling before period before
+    spend before parallel.
+
+    Raises:
+        ValueError: More than 24 layers, or two layers of one counter.
+    """
+    ordered = tuple(sorted(layers, key=_rank))
+    if len(ordered) > MAX_LAYERS:
+        raise ValueError(f"{len(ordered)} layers apply; at most {MAX_LAYERS} may")
+    counters = {(each.subject_kind, each.subject_id, each.unit, each.window) for each in ordered}
+    if len(counters) != len(ordered):
+        raise ValueError("two layers share one counter")
+    closed = (each for each in ordered if each.capacity == 0 and not each.is_shadow)
+    return LayerPlan(layers=ordered, closed_layer=next(closed, None))
+
+
+def _rank(layer: Layer) -> tuple[int, int, int, int, str]:
+    return (
+        _SUBJECT_RANK[layer.subject_kind],
+        _KIND_RANK[layer.kind],
+        _UNIT_RANK[layer.unit],
+        _WINDOW_RANK[layer.window],
+        layer.subject_id,
+    )

@@ -1,0 +1,1 @@
+"""The limiter: the only part of the data plane that knows Redis."""

@@ -1,0 +1,305 @@
+"""Admits requests against all their layers at once, and settles what they took.
+
+Fail-closed: while Redis cannot be asked, nothing is admitted (`LimitsUnavailable`).
+Requests in flight go on, and what they took is written when Redis is back.
+"""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import Final, Self
+
+from dataplane.domain.breaker import BreakerState
+from dataplane.domain.limiting import (
+    NEVER_MS,
+    Demand,
+    Denial,
+    Denied,
+    Layer,
+    LayerPlan,
+    LimitsUnavailable,
+    Standing,
+    Unit,
+)
+from dataplane.limits.batcher import Batcher
+from dataplane.limits.connection import TIMEOUT_SECONDS, RedisConnection
+from dataplane.limits.counters import DEFAULT_HASH_TAG, LEASE_MS, Binder, Keyspace
+from dataplane.limits.operations import (
+    Admit,
+    Answer,
+    Balance,
+    Find,
+    Heartbeat,
+    Operation,
+    Outcome,
+    Reap,
+    Release,
+    Settle,
+)
+from dataplane.limits.reservation import Reservation, denial_of
+from dataplane.limits.script import Script, limiter_script
+
+# A third of a lease: two heartbeats may be lost before a slot is given away.
+HEARTBEAT_SECONDS: Final = LEASE_MS / 3000
+# A request younger than this is left to the next round: its lease outlasts it.
+_YOUNG_SECONDS: Final = HEARTBEAT_SECONDS / 2
+# So many reservations are queued for renewal before other work gets its turn.
+_HEARTBEATS_A_TURN: Final = 200
+# For calls that no request waits on; longer than a breaker takes to close again.
+_PATIENCE_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerBalance:
+    """What one layer has counted in its current window or period.
+
+    Attributes:
+        layer: The layer.
+        settled: Spent, or counted, in the layer's unit.
+        held: Reserved by requests in flight; spend layers only, else 0.
+        period_id: The period it is about; empty for rolling and parallel layers.
+    """
+
+    layer: Layer
+    settled: int
+    held: int
+    period_id: str
+
+
+class Limiter:
+    """The limits of one data-plane process; make one with `connect`."""
+
+    def __init__(self, batcher: Batcher, binder: Binder) -> None:
+        """Put the parts together; `connect` is the way in."""
+        self._batcher = batcher
+        self._binder = binder
+        self._loop = asyncio.get_running_loop()
+        self._active: dict[str, Reservation] = {}
+        self._heartbeat = asyncio.create_task(self._beat(), name="limits-heartbeat")
+
+    @classmethod
+    async def connect(
+        cls,
+        redis_url: str,
+        *,
+        hash_tag: str = DEFAULT_HASH_TAG,
+        script: Script | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> Self:
+        """Return a limiter on `redis_url` (redis://, rediss:// or unix://).
+
+        It does not fail when Redis is away: `is_available` turns true when it answers.
+
+        Args:
+            redis_url: Where the counters are; may hold a password.
+            hash_tag: Sets key spaces on one server apart.
+            script: Another text than production's, for tests.
+            timeout_seconds: Of each connect and each call.
+
+        Raises:
+            ValueError: The URL cannot be understood.
+        """
+        keyspace, binder = Keyspace(hash_tag), Binder(Keyspace(hash_tag))
+        connection = RedisConnection(
+            redis_url, keyspace, script or limiter_script(), timeout_seconds
+        )
+
+        def rebind(operation: Admit, now_ms: int) -> None:
+            operation.bound = binder.bind(operation.plan, now_ms)
+
+        batcher = Batcher(connection, keyspace, rebind)
+        await batcher.start()
+        return cls(batcher, binder)
+
+    @property
+    def is_available(self) -> bool:
+        """Tell whether admits are being asked of Redis, for readiness."""
+        return not self._batcher.breaker.is_open
+
+    @property
+    def state(self) -> BreakerState:
+        """The state of the breaker."""
+        return self._batcher.breaker.state
+
+    @property
+    def queued(self) -> int:
+        """The number of operations that Redis has not answered yet."""
+        return self._batcher.queued
+
+    @property
+    def dropped(self) -> int:
+        """The number of operations given up since the start; the ledger still has them."""
+        return self._batcher.dropped
+
+    @property
+    def clock_behind_ms(self) -> int:
+        """How far the server's clock is behind limiter time; above 60,000 is an alarm."""
+        return self._batcher.clock.behind_ms
+
+    async def reserve(
+        self, request_id: str, plan: LayerPlan, demand: Demand, meta: bytes
+    ) -> Reservation:
+        """Reserve `demand` from every layer of `plan`, or from none.
+
+        Ends within 100 ms. A caller that is cancelled meanwhile reserves nothing in the
+        end: what was taken is released in the background.
+
+        Args:
+            request_id: Made by this data plane; asking again with it counts once.
+            plan: The request's layers.
+            demand: The most it can take.
+            meta: For whoever finds the reservation after this process died.
+
+        Raises:
+            Denied: A layer was short; no counter has moved.
+            LimitsUnavailable: Redis did not answer in time.
+        """
+        if plan.closed_layer is not None:
+            raise Denied(_closed(plan.closed_layer))
+        bound = self._binder.bind(plan, self._now_ms())
+        operation = Admit(request_id, plan, bound, demand.tokens, demand.cost_nanousd, meta)
+        future = self._batcher.admit(operation)
+        try:
+            answer = await future
+        except asyncio.CancelledError:
+            if _is_admitted(future):
+                self._batcher.push_later(Release(request_id, operation.bound))
+            raise
+        if answer[0] == Outcome.DENY:
+            raise Denied(denial_of(plan, operation.bound, answer))
+        reservation = Reservation(
+            request_id, plan, operation.bound, answer, self._loop.time(), self._close
+        )
+        self._active[request_id] = reservation
+        return reservation
+
+    async def forfeit(self, request_id: str, deadline_seconds: float = _PATIENCE_SECONDS) -> bool:
+        """Charge a reservation left by a process that died at what it reserved.
+
+        Idempotent. A true figure that comes within the hour still corrects the money.
+
+        Returns:
+            Whether there was a reservation.
+
+        Raises:
+            LimitsUnavailable: No answer in time; it may be repeated.
+        """
+        keys = await self._keys_of(request_id, deadline_seconds)
+        if keys is None:
+            return False
+        answer = await self._batcher.ask(Reap(request_id, keys), deadline_seconds)
+        return _was_found(answer)
+
+    async def settle_again(
+        self,
+        request_id: str,
+        tokens: int,
+        cost_nanousd: int,
+        deadline_seconds: float = _PATIENCE_SECONDS,
+    ) -> bool:
+        """Settle a request of a former process from its record; idempotent.
+
+        Returns:
+            Whether there was a reservation; false means that it was settled before.
+
+        Raises:
+            LimitsUnavailable: No answer in time; it may be repeated.
+        """
+        keys = await self._keys_of(request_id, deadline_seconds)
+        if keys is None:
+            return False
+        operation = Settle(request_id, tokens, cost_nanousd, keys=keys)
+        return _was_found(await self._batcher.ask(operation, deadline_seconds))
+
+    async def balances(
+        self, plan: LayerPlan, deadline_seconds: float = _PATIENCE_SECONDS
+    ) -> tuple[LayerBalance, ...]:
+        """Return what every layer of `plan` has counted, read at one instant.
+
+        Raises:
+            LimitsUnavailable: No answer in time.
+        """
+        answer: Answer = [Outcome.STALE]
+        for _ in range(2):
+            # Twice: the answer to the first brings the clock that a stale period lacked.
+            bound = self._binder.bind(plan, self._now_ms())
+            answer = await self._batcher.ask(Balance(bound), deadline_seconds)
+            if answer[0] == Outcome.OK:
+                break
+        else:
+            raise LimitsUnavailable(f"balances ended as {Outcome(answer[0]).name.lower()}")
+        _, _, nexts, pairs = answer
+        return tuple(
+            LayerBalance(
+                layer=layer,
+                settled=pairs[2 * index],
+                held=pairs[2 * index + 1],
+                period_id=bound.period_ids[index][nexts >> index & 1],
+            )
+            for index, layer in enumerate(plan.layers)
+        )
+
+    async def aclose(self, deadline_seconds: float) -> int:
+        """Write the queued settles, then close; return how many could not be written.
+
+        Admits are refused from the first moment. What is left over is settled again from
+        the usage records at the next start.
+        """
+        self._heartbeat.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._heartbeat
+        return await self._batcher.aclose(deadline_seconds)
+
+    def _close(self, reservation: Reservation, operation: Operation) -> None:
+        self._active.pop(reservation.request_id, None)
+        self._batcher.push(operation)
+
+    async def _keys_of(self, request_id: str, deadline_seconds: float) -> list[str] | None:
+        answer = await self._batcher.ask(Find(request_id), deadline_seconds)
+        return answer[1] if _was_found(answer) else None
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            self._batcher.poke()
+            await self.renew_leases()
+
+    async def renew_leases(self) -> None:
+        """Queue a renewal for every request that has been in flight for some seconds."""
+        oldest_allowed = self._loop.time() - _YOUNG_SECONDS
+        for count, reservation in enumerate(list(self._active.values()), start=1):
+            if not self.is_available:
+                # Renewals would pile up; leases outlast two rounds.
+                return
+            if reservation.is_open and reservation.since <= oldest_allowed:
+                self._batcher.push_later(Heartbeat(reservation.request_id, reservation.bound))
+            if count % _HEARTBEATS_A_TURN == 0:
+                await asyncio.sleep(0)
+
+    def _now_ms(self) -> int:
+        return self._batcher.clock.now_ms(self._loop.time())
+
+
+def _was_found(answer: Answer) -> bool:
+    if answer[0] == Outcome.FAULT:
+        raise LimitsUnavailable("the reservation could not be read")
+    return bool(answer[0] in (Outcome.OK, Outcome.DUPLICATE))
+
+
+def _is_admitted(future: asyncio.Future[Answer]) -> bool:
+    if not future.done() or future.cancelled() or future.exception() is not None:
+        return False
+    return bool(future.result()[0] in (Outcome.OK, Outcome.DUPLICATE))
+
+
+def _closed(layer: Layer) -> Denial:
+    """Return the denial by a layer whose capacity is 0; Redis need not be asked."""
+    standing = Standing(layer=layer, remaining=0, reset_ms=NEVER_MS, period_id="")
+    is_money = layer.unit is Unit.SPEND
+    return Denial(
+        binding=standing,
+        is_never=True,
+        standings=(standing,),
+        settled_nanousd=0 if is_money else None,
+        held_nanousd=0 if is_money else None,
+    )

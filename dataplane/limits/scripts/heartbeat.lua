@@ -1,0 +1,19 @@
+-- Renew the lease of a reservation and of its parallel slots.
+--
+-- op: {HEARTBEAT, key of the reservation, rid, {keys of its parallel sets}}
+-- Answers {OK}, or {GONE} when the reservation is no longer held. A slot whose lease
+-- ran out may have been given away: it is not taken back.
+operations[HEARTBEAT] = function(op)
+  local rid = op[3]
+  if not call("ZSCORE", KEYS[LEASES_KEY], rid) then return {GONE} end
+  local expiry = int(now + LEASE_MS)
+  for _, index in ipairs(op[4]) do
+    local key = KEYS[index]
+    call("ZREMRANGEBYSCORE", key, "-inf", int(now))
+    call("ZADD", key, "XX", expiry, rid)
+    call("PEXPIRE", key, int(2 * LEASE_MS))
+  end
+  call("ZADD", KEYS[LEASES_KEY], "XX", expiry, rid)
+  call("PEXPIRE", KEYS[op[2]], int(RESERVATION_MS))
+  return {OK}
+end

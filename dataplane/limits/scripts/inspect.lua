@@ -1,0 +1,43 @@
+-- Read without writing: the counters of a reservation, or the balances of a plan.
+--
+-- op: {FIND, key of the reservation}
+-- Answers {OK, {key, …}}, the counters that a settle of it would move, or {GONE}.
+operations[FIND] = function(op)
+  local record = reservation_of(KEYS[op[2]])
+  if not record then return {GONE} end
+  local counters, keys, i = record[RECORD_COUNTERS], {}, 1
+  while i <= #counters do
+    keys[#keys + 1] = counters[i + 1]
+    i = i + (counters[i] == ROLLING_TOKENS and 5 or 3)
+  end
+  return {OK, keys}
+end
+
+-- op: {BALANCE, plan, base}
+-- Answers {OK, now, nexts, {settled, held, …}} per layer, or {STALE}. For layers that are
+-- not money `held` is 0; a parallel layer's `settled` is the slots whose lease runs.
+operations[BALANCE] = function(op)
+  local plan, base, balances, nexts = plans[op[2]], op[3], {}, 0
+  for i = 1, #plan do
+    local layer = plan[i]
+    local code, key, settled, held = layer[1], KEYS[base + layer[2]], 0, 0
+    if code == PARALLEL then
+      settled = call("ZCOUNT", key, "(" .. int(now), "+inf")
+    elseif code == ROLLING_REQUESTS or code == ROLLING_TOKENS then
+      settled = read_rolling(key, layer[5])
+    else
+      if now < layer[5] or now >= layer[7] then return {STALE} end
+      if now >= layer[6] then
+        key, nexts = KEYS[base + layer[2] + 1], nexts + 2 ^ (i - 1)
+      end
+      if code == SPEND then
+        local balance = call("HMGET", key, "s", "h")
+        settled, held = tonumber(balance[1] or "0"), tonumber(balance[2] or "0")
+      else
+        settled = tonumber(call("GET", key) or "0")
+      end
+    end
+    balances[2 * i - 1], balances[2 * i] = settled, held
+  end
+  return {OK, now, nexts, balances}
+end

@@ -1,0 +1,21 @@
+-- Run a batch of operations, each of them whole and in the order given.
+--
+-- KEYS  clock, epoch, leases, then whatever the operations name by index; one hash tag
+-- ARGV  the caller's counter epoch; {operations, plans} packed; then the metas of admits
+--
+-- Returns, packed, {server clock in ms, limiter time in ms, {answer, …}}. An operation that
+-- meets a key of a foreign type answers {FAULT, text} and does not disturb the others.
+
+-- The first write of every call, so that a server that refuses writes (out of memory,
+-- demoted) refuses before any operation has begun.
+call("SET", KEYS[CLOCK_KEY], int(now))
+
+local answers = {}
+for i, op in ipairs(batch[1]) do
+  local is_whole, answer = pcall(operations[op[1]], op)
+  if not is_whole then
+    answer = {FAULT, type(answer) == "table" and answer.err or tostring(answer)}
+  end
+  answers[i] = answer
+end
+return cmsgpack.pack({server_now, now, answers})
