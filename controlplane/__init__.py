@@ -1,0 +1,1 @@
+"""Decides and remembers: the gRPC service that owns the configuration and the ledger."""

@@ -1,0 +1,86 @@
+"""Deleting a resource with what belongs to it, and by force with what refers to it."""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from tollkeeper.admin.v1 import changes_pb2
+from tollkeeper.config.v1 import resources_pb2
+
+from controlplane.domain.errors import StillReferencedError
+from controlplane.domain.kinds import Kind
+from controlplane.rpc.revocations import Revoker
+from controlplane.store.dependents import dependents_of, label_of
+from controlplane.store.tables import ConfigurationRow
+from controlplane.store.transactions import Transaction
+
+# Who refers to others goes before what it refers to; each kind is written before the next.
+_ORDER: Final = (
+    Kind.SUBJECT_LIMITS,
+    Kind.PRICE,
+    Kind.RULE,
+    Kind.API_KEY,
+    Kind.CREDENTIAL,
+    Kind.ROUTER,
+    Kind.PROVIDER,
+    Kind.USER,
+    Kind.ORGANIZATION,
+)
+
+REVOCABLE: Final[dict[Kind, int]] = {
+    Kind.ORGANIZATION: resources_pb2.RESOURCE_KIND_ORGANIZATION,
+    Kind.USER: resources_pb2.RESOURCE_KIND_USER,
+    Kind.API_KEY: resources_pb2.RESOURCE_KIND_API_KEY,
+}
+"""What data planes can be told to refuse, by kind."""
+
+
+async def delete_row(
+    tx: Transaction, revoker: Revoker, row: ConfigurationRow, *, force: bool
+) -> Callable[[], changes_pb2.DeleteResult]:
+    """Delete `row` and its parts, and by `force` what it owns and what refers to it; return the answer's maker.
+
+    Who can no longer call is revoked after the commit, without waiting.
+
+    Raises:
+        StillReferencedError: Others depend on it, and `force` is not set; names them.
+    """
+    dependents = await dependents_of(tx, row)
+    if dependents.referrers and not force:
+        labels = [await label_of(tx, referrer) for referrer in dependents.referrers]
+        raise StillReferencedError(await label_of(tx, row), labels)
+    others = [*dependents.referrers, *dependents.parts]
+    also_deleted = [await label_of(tx, other) for other in others]
+    for whole in dependents.touched:
+        tx.touch(whole)
+    await _delete_in_order(tx, [row, *others])
+    _revoke(tx, revoker, row, dependents.referrers)
+    return lambda: changes_pb2.DeleteResult(revision=tx.revision, also_deleted=also_deleted)
+
+
+async def _delete_in_order(tx: Transaction, rows: Sequence[ConfigurationRow]) -> None:
+    for kind in _ORDER:
+        for row in rows:
+            if row.KIND is kind:
+                await tx.delete(row)
+        await tx.session.flush()
+
+
+def _revoke(
+    tx: Transaction,
+    revoker: Revoker,
+    row: ConfigurationRow,
+    referrers: Sequence[ConfigurationRow],
+) -> None:
+    # Refusing an organization or a user refuses everything below it.
+    subjects = [row] if row.KIND in REVOCABLE else referrers
+    for subject in subjects:
+        if subject.KIND in REVOCABLE:
+            revoke_after_commit(tx, revoker, subject)
+
+
+def revoke_after_commit(tx: Transaction, revoker: Revoker, subject: ConfigurationRow) -> None:
+    """Have the data planes refuse an organization, user or key once the change is committed, without waiting."""
+    kind, subject_id = REVOCABLE[subject.KIND], subject.id
+    tx.after_commit(
+        lambda: revoker.revoke(kind, subject_id, tx.revision, terminate_streams=False, wait_ms=0)
+    )

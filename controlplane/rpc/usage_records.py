@@ -1,0 +1,116 @@
+"""Usage records as they travel, and as the ledger keeps them.
+
+Both have the same fields by the same names, so one walk over the names does for all of them.
+"""
+
+import re
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from tollkeeper.usage.v1 import usage_service_pb2 as pb
+
+from controlplane.store.ledger import UsageState
+from controlplane.store.tables import UsageRow
+
+# Amounts stay exact in a double, and in JSON.
+MAX_AMOUNT: Final = 2**53
+MAX_GENERATIONS: Final = 100
+
+# Smaller numbers have columns of 16 or 32 bits.
+_CEILINGS: Final = {
+    "state": 2**15 - 1,
+    "http_status": 999,
+    "dialect": 2**15 - 1,
+    "source": 2**15 - 1,
+    "attempts": 2**31 - 1,
+}
+_PERIODS: Final = {
+    "usage_day": re.compile(r"(\d{8})?", re.ASCII),
+    "usage_month": re.compile(r"(\d{6})?", re.ASCII),
+    "service_day": re.compile(r"(\d{8})?", re.ASCII),
+}
+# Before there was this software, and after anybody could blame it.
+_EARLIEST: Final = datetime(2020, 1, 1, tzinfo=UTC)
+_LATEST: Final = datetime(2100, 1, 1, tzinfo=UTC)
+
+_APART: Final = frozenset({"started_at", "generations"})
+_PLAIN_FIELDS: Final = tuple(
+    field.name for field in pb.UsageRecord.DESCRIPTOR.fields if field.name not in _APART
+)
+# What callers say about themselves has no bound of its own.
+MAX_TEXT: Final = 1_000
+
+
+class InvalidRecordError(Exception):
+    """A record can never be stored; the text names its request and its field."""
+
+
+def row_from_record(record: pb.UsageRecord) -> dict[str, Any]:
+    """Return a value for every column of the ledger.
+
+    Text is descriptive and partly the caller's own, so it is made storable instead of refused: cut
+    to `MAX_TEXT` characters, and without the NUL characters that PostgreSQL does not take.
+
+    Raises:
+        InvalidRecordError: The identity, an amount or a time makes no sense.
+    """
+    _require(_is_uuid(record.request_id), record, "request_id")
+    _require(int(record.state) in tuple(UsageState), record, "state")
+    row: dict[str, Any] = {name: getattr(record, name) for name in _PLAIN_FIELDS}
+    for name, value in row.items():
+        if isinstance(value, str):
+            row[name] = value.replace("\0", "\N{REPLACEMENT CHARACTER}")[:MAX_TEXT]
+        elif not isinstance(value, bool):
+            _require(0 <= value <= _CEILINGS.get(name, MAX_AMOUNT), record, name)
+    for name, pattern in _PERIODS.items():
+        _require(pattern.fullmatch(getattr(record, name)) is not None, record, name)
+    row["generations"] = _generations(record)
+    row["started_at"] = _started_at(record)
+    return row
+
+
+def record_from_row(row: UsageRow) -> pb.UsageRecord:
+    """Return the record that a row of the ledger was made from."""
+    values: Mapping[str, Any] = {name: getattr(row, name) for name in _PLAIN_FIELDS}
+    started_at = Timestamp()
+    started_at.FromDatetime(row.started_at)
+    return pb.UsageRecord(
+        **values,
+        started_at=started_at,
+        generations=[pb.CountedGeneration(**generation) for generation in row.generations],
+    )
+
+
+def _generations(record: pb.UsageRecord) -> list[dict[str, Any]]:
+    _require(len(record.generations) <= MAX_GENERATIONS, record, "generations")
+    for each in record.generations:
+        is_sound = 0 <= each.reset_generation <= MAX_AMOUNT and len(each.layer) <= MAX_GENERATIONS
+        _require(is_sound and "\0" not in each.layer, record, "generations")
+    return [
+        {"layer": each.layer, "reset_generation": each.reset_generation}
+        for each in record.generations
+    ]
+
+
+def _started_at(record: pb.UsageRecord) -> datetime:
+    try:
+        started_at = record.started_at.ToDatetime(tzinfo=UTC)
+    except ValueError:
+        started_at = _LATEST
+    _require(_EARLIEST <= started_at < _LATEST, record, "started_at")
+    return started_at
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
+
+
+def _require(holds: bool, record: pb.UsageRecord, field: str) -> None:
+    if not holds:
+        raise InvalidRecordError(f"request {record.request_id[:64]!r}: {field} makes no sense")

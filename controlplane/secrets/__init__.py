@@ -1,0 +1,1 @@
+"""Provider secrets at rest."""
