@@ -1,0 +1,1 @@
+"""From rows to what a data plane needs, and on to the streams of the data planes."""

@@ -1,0 +1,81 @@
+"""What a resource refers to, read from its payload."""
+
+from typing import Final, NamedTuple
+
+from tollkeeper.common.v1 import limits_pb2
+from tollkeeper.config.v1 import resources_pb2 as pb
+
+SERVICE_ID: Final = "service"
+
+
+class ResourceKey(NamedTuple):
+    """Names a resource: its kind and its id."""
+
+    kind: pb.ResourceKind.ValueType
+    resource_id: str
+
+    def __str__(self) -> str:
+        name = pb.ResourceKind.Name(self.kind).removeprefix("RESOURCE_KIND_").lower()
+        return f"{name} {self.resource_id}"
+
+
+_LIMITED_KINDS: Final = {
+    limits_pb2.SUBJECT_KIND_ORGANIZATION: pb.RESOURCE_KIND_ORGANIZATION,
+    limits_pb2.SUBJECT_KIND_USER: pb.RESOURCE_KIND_USER,
+    limits_pb2.SUBJECT_KIND_KEY: pb.RESOURCE_KIND_API_KEY,
+}
+
+
+def references_of(resource: pb.Resource) -> tuple[ResourceKey, ...]:
+    """Return the resources that must exist for `resource` to make sense.
+
+    A price refers to a provider by name or by kind, and may come before it: that is no reference.
+
+    Raises:
+        google.protobuf.message.DecodeError: The payload is not the message of its kind.
+    """
+    match resource.kind:
+        case pb.RESOURCE_KIND_USER:
+            user = pb.User.FromString(resource.payload)
+            return (ResourceKey(pb.RESOURCE_KIND_ORGANIZATION, user.organization_id),)
+        case pb.RESOURCE_KIND_API_KEY:
+            return _of_key(pb.ApiKey.FromString(resource.payload))
+        case pb.RESOURCE_KIND_PROVIDER:
+            provider = pb.Provider.FromString(resource.payload)
+            return (
+                *_owner(provider.organization_id),
+                *(
+                    ResourceKey(pb.RESOURCE_KIND_CREDENTIAL, credential_id)
+                    for credential_id in provider.credential_ids
+                ),
+            )
+        case pb.RESOURCE_KIND_CREDENTIAL:
+            credential = pb.Credential.FromString(resource.payload)
+            return (ResourceKey(pb.RESOURCE_KIND_PROVIDER, credential.provider_id),)
+        case pb.RESOURCE_KIND_ROUTER:
+            router = pb.Router.FromString(resource.payload)
+            providers = sorted({rule.provider_id for rule in router.rules})
+            return (
+                *_owner(router.organization_id),
+                *(ResourceKey(pb.RESOURCE_KIND_PROVIDER, provider) for provider in providers),
+            )
+        case pb.RESOURCE_KIND_SUBJECT_LIMITS:
+            limits = pb.SubjectLimits.FromString(resource.payload)
+            kind = _LIMITED_KINDS.get(limits.subject_kind)
+            return () if kind is None else (ResourceKey(kind, limits.subject_id),)
+        case _:
+            return ()
+
+
+def _of_key(key: pb.ApiKey) -> tuple[ResourceKey, ...]:
+    user = ResourceKey(pb.RESOURCE_KIND_USER, key.user_id)
+    if key.revoked:
+        # It will never route again, so its router may go before it.
+        return (user,)
+    return (user, ResourceKey(pb.RESOURCE_KIND_ROUTER, key.router_id))
+
+
+def _owner(organization_id: str) -> tuple[ResourceKey, ...]:
+    if not organization_id:
+        return ()
+    return (ResourceKey(pb.RESOURCE_KIND_ORGANIZATION, organization_id),)

@@ -1,0 +1,67 @@
+"""A node that stops reading costs nobody else anything."""
+
+import asyncio
+import gc
+
+from tollkeeper.config.v1 import config_service_pb2 as pb
+
+from controlplane.rpc.config import _Stream
+from controlplane.store.database import Store
+from tests.distribution.conftest import ControlPlane, Rows, key, running
+from tests.distribution.node import connected, eventually
+
+
+def is_stalled(started: ControlPlane) -> bool:
+    """Say whether the only stream owes a heartbeat for long: its handler waits for the reader."""
+    (watcher,) = started.fleet.watchers()
+    return watcher.idle_s(started.fleet.now_s() - 0.2) == 0
+
+
+def open_streams() -> int:
+    """Count the streams that somebody in this process still holds on to, such as a blocked handler."""
+    return sum(isinstance(each, _Stream) for each in gc.get_objects())
+
+
+async def test_a_stream_that_is_not_read_can_be_replaced(store: Store, rows: Rows) -> None:
+    await rows.basics()
+    await rows.write(*(key(f"large-{number}", padding=200_000) for number in range(100)))
+    async with (
+        running(store, interval_s=0.5) as started,
+        connected(started.address) as deaf,
+        connected(started.address) as newer,
+    ):
+        await deaf.hello(boot_id="boot-1")
+        await eventually(lambda: is_stalled(started))
+        await newer.hello(boot_id="boot-2")
+        both = open_streams()
+        received = await newer.follow()
+
+        assert both == 2
+        assert len(received.resources) == 107
+        await eventually(lambda: open_streams() == 1)
+        assert [each.boot_id for each in started.fleet.watchers()] == ["boot-2"]
+
+
+async def test_a_stream_that_is_not_read_and_not_heard_ends(store: Store, rows: Rows) -> None:
+    await rows.basics()
+    await rows.write(*(key(f"large-{number}", padding=200_000) for number in range(100)))
+    async with running(store, interval_s=0.1) as started, connected(started.address) as deaf:
+        await deaf.hello()
+
+        await eventually(lambda: started.fleet.watchers() == [])
+
+
+async def test_a_slow_reader_that_is_heard_may_take_its_time(store: Store, rows: Rows) -> None:
+    await rows.basics()
+    await rows.write(*(key(f"large-{number}", padding=200_000) for number in range(100)))
+    async with running(store, interval_s=0.1) as started, connected(started.address) as slow:
+        await slow.hello()
+        watcher = started.fleet.watchers()[0]
+        begun = watcher.heard_at_s
+
+        while watcher.heard_at_s < begun + 0.6:
+            await slow.say(heartbeat=pb.Heartbeat())
+            await asyncio.sleep(0.02)  # the pace of this node, not a wait for something
+        received = await slow.transfer()
+
+        assert len(received.resources) == 107
