@@ -1,0 +1,128 @@
+"""The gRPC channel to a control plane: credentials, deadlines, and what a failure means in words."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple, NoReturn
+
+# The library would write lines of its own to stderr, where one sentence belongs. It reads this once, when imported.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import grpc
+
+from controlplane.cli.connection import AdminSettings, is_loopback
+from controlplane.cli.output import fail
+
+DEADLINE_S: Final = 10.0
+# Pages of long rules and records; the library's own bound is 4 MiB.
+_MOST_RECEIVED_BYTES: Final = 64 * 1024 * 1024
+
+
+class _CallDetails(NamedTuple):
+    """What gRPC wants to know about a call, as a value that may be changed."""
+
+    method: str
+    timeout: float | None
+    metadata: tuple[tuple[str, str | bytes], ...] | None
+    credentials: grpc.CallCredentials | None
+    wait_for_ready: bool | None
+    compression: grpc.Compression | None
+
+
+class _Caller(grpc.UnaryUnaryClientInterceptor):
+    """Presents the token with every call and bounds those that have no deadline of their own."""
+
+    def __init__(self, token: str) -> None:
+        self._authorization = ("authorization", f"Bearer {token}")
+
+    def intercept_unary_unary(
+        self,
+        continuation: Callable[..., Any],  # gRPC types neither what it hands in nor what it returns
+        client_call_details: grpc.ClientCallDetails,
+        request: object,
+    ) -> Any:  # gRPC: a call that is a future of the answer
+        details = _CallDetails(
+            method=client_call_details.method,
+            timeout=client_call_details.timeout or DEADLINE_S,
+            metadata=(*(client_call_details.metadata or ()), self._authorization),
+            credentials=client_call_details.credentials,
+            wait_for_ready=client_call_details.wait_for_ready,
+            compression=client_call_details.compression,
+        )
+        return continuation(details, request)
+
+
+@contextmanager
+def open_channel(settings: AdminSettings) -> Iterator[grpc.Channel]:
+    """Open a channel for one command; failed calls inside the block end the program with exit code 1."""
+    with _transport(settings) as channel:
+        try:
+            yield grpc.intercept_channel(channel, _Caller(settings.token))
+        except grpc.RpcError as error:
+            _explain(error, settings)
+
+
+def _transport(settings: AdminSettings) -> grpc.Channel:
+    options = [("grpc.max_receive_message_length", _MOST_RECEIVED_BYTES)]
+    if settings.ca_path is not None:
+        try:
+            root = settings.ca_path.read_bytes()
+        except OSError as error:
+            fail(f"TOLLKEEPER_CA: {settings.ca_path} cannot be read: {type(error).__name__}")
+        return grpc.secure_channel(
+            str(settings.address), grpc.ssl_channel_credentials(root), options
+        )
+    if not is_loopback(settings.address.host):
+        fail(
+            f"the token is not sent in clear to {settings.address}: "
+            "set TOLLKEEPER_CA to the root of the control plane's certificate"
+        )
+    # A proxy of the environment is for the world outside, and would read the token.
+    return grpc.insecure_channel(str(settings.address), [*options, ("grpc.enable_http_proxy", 0)])
+
+
+def _explain(error: grpc.RpcError, settings: AdminSettings) -> NoReturn:
+    """Say what a failed call means: refused by the control plane, or never answered by it."""
+    code = error.code()
+    message = error.details() or ""
+    reason, fields = _refusal(error)
+    if reason is None and code is grpc.StatusCode.UNAVAILABLE:
+        fail(
+            f"cannot reach the control plane at {settings.address} ({message}): is it running, and is "
+            "TOLLKEEPER_ADMIN_ADDRESS right"
+            + (", and TOLLKEEPER_CA its root?" if settings.ca_path else "?")
+        )
+    if reason is None and code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        fail(
+            f"the control plane at {settings.address} did not answer in time; "
+            "a change may have been made: look before you repeat it"
+        )
+    suffix = f" (field {', '.join(fields)})" if fields else ""
+    fail(f"refused: {(reason or code.name).lower()}: {message}{suffix}")
+
+
+def _refusal(error: grpc.RpcError) -> tuple[str | None, list[str]]:
+    """Return the reason and the fields that the control plane named, as far as it did."""
+    # Loaded only when there is something to explain.
+    from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # has none
+    from grpc_status import rpc_status  # type: ignore[import-untyped]  # has none
+
+    if not isinstance(error, grpc.Call):
+        return None, []
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:
+        # Details that contradict the status, as a proxy in between may leave them.
+        return None, []
+    reason: str | None = None
+    fields: list[str] = []
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.ErrorInfo()
+        bad_request = error_details_pb2.BadRequest()
+        if detail.Unpack(info):
+            reason = info.reason
+            if info.metadata.get("field"):
+                fields.append(info.metadata["field"])
+        elif detail.Unpack(bad_request):
+            fields.extend(violation.field for violation in bad_request.field_violations)
+    return reason, list(dict.fromkeys(fields))

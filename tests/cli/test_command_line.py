@@ -1,0 +1,199 @@
+"""The command line itself: help, wrong usage, and what loads when."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from controlplane.cli.app import app
+from tests.cli.conftest import Run
+from tests.cli.scripted import ScriptedControlPlane
+
+
+def commands(
+    group: TyperGroup, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], TyperCommand]]:
+    for name, command in group.commands.items():
+        if isinstance(command, TyperGroup):
+            yield from commands(command, (*path, name))
+        else:
+            assert isinstance(command, TyperCommand)
+            yield (*path, name), command
+
+
+def root() -> TyperGroup:
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    return group
+
+
+COMMANDS = dict(commands(root()))
+
+
+def examples_of(help_text: str) -> list[list[str]]:
+    """Return the examples of a help text as command lines, without the program's name."""
+    _, _, shown = help_text.partition("Example:\n")
+    lines = [line.strip() for line in shown.splitlines() if line.strip()]
+    return [shlex.split(line.rpartition("| ")[2])[1:] for line in lines]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example(program: Run, path: tuple[str, ...]) -> None:
+    result = program(*path, "--help")
+
+    assert result.exit_code == 0
+    first_line = result.stdout.split("\n\n")[1].strip()
+    assert re.fullmatch(r"[A-Z].+[.:]", first_line.splitlines()[0]) or "\n" in first_line
+    assert examples_of(result.stdout)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_example_is_a_command_line_that_the_program_takes(
+    program: Run, path: tuple[str, ...]
+) -> None:
+    for line in examples_of(program(*path, "--help").stdout):
+        assert tuple(line[: len(path)]) == path
+        COMMANDS[path].make_context(" ".join(path), line[len(path) :])
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in COMMANDS if path[-1] in ("get", "list", "create")], ids=" ".join
+)
+def test_every_command_that_prints_data_takes_the_three_formats(path: tuple[str, ...]) -> None:
+    (output,) = [param for param in COMMANDS[path].params if "-o" in param.opts]
+
+    assert "--output" in output.opts
+
+
+def test_the_nouns_and_verbs_are_those_that_were_promised() -> None:
+    assert {" ".join(path) for path in COMMANDS} >= {
+        *("dev", "controlplane", "dataplane", "mock", "health", "chat", "usage", "logs"),
+        *("db upgrade", "db current", "node list", "price set", "price list", "price delete"),
+        *("org create", "org get", "org list", "org update", "org delete"),
+        *("user create", "user get", "user list", "user update", "user delete"),
+        *("user suspend", "user activate", "key revoke"),
+        *("key create", "key get", "key list", "key update", "key delete"),
+        *("provider create", "provider get", "provider list", "provider update"),
+        *("provider delete", "credential create", "credential get", "credential list"),
+        *("credential delete", "credential rotate", "router create", "router get", "router list"),
+        *("router update", "router delete", "rule create", "rule list", "rule update"),
+        *("rule delete", "limit set", "limit get", "limit list", "limit delete"),
+        *("admin create", "admin list", "admin delete", "price get"),
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nothing",
+        "org",
+        "org create",
+        "org create acme --monthly-budget-usd 0.0000000001",
+        "org create acme --monthly-budget-usd 1e3",
+        "org create acme --monthly-budget-usd -1",
+        "org create acme --on-limits-unavailable maybe",
+        "org create acme --soft",
+        "org create acme --shadow",
+        "org list -o csv",
+        "org update acme",
+        "user create acme/a --tier gold",
+        "user create acme/a --daily-requests 1.5",
+        "user create acme/a --daily-requests -1",
+        "user create acme/a --daily-requests 1000000000000001",
+        "user update acme/a",
+        "key update acme/a/k",
+        "key create acme/a/k --expires tomorrow",
+        "key revoke acme/a/k --wait 31s",
+        "key revoke acme/a/k --wait 2",
+        "provider create acme/up",
+        "provider create acme/up --kind bedrock",
+        "provider create acme/up --kind openai --base-url ftp://h",
+        "provider update acme/up",
+        "rule create acme/r1 --priority 1 --provider acme/up",
+        "rule create acme/r1 --priority 1 --provider acme/up --models * --alias fast",
+        "rule create acme/r1 --priority 1 --provider acme/up --models * --alias a=b --alias a=c",
+        "rule create acme/r1 --priority -1 --provider acme/up --models *",
+        "rule update r1",
+        "price set --provider p --model m",
+        "price set --provider p --model m --output-usd-per-million 0",
+        "price set --provider p --model m --free --input-usd-per-million 1",
+        "price set --provider p --model m --free --from 1.1.2026",
+        "price set --model m --free",
+        "limit set --requests-per-day 1",
+        "limit set --user acme/a --org acme --requests-per-day 1",
+        "limit set --user acme/a",
+        "limit get",
+        "limit delete --global --only requests-per-year",
+        "admin create ops-bot",
+        "admin create ops-bot --role king",
+        "usage --by colour",
+        "usage --since yesterday",
+        "logs --limit 0",
+        "mock --port 65536",
+        "health ftp://h",
+        "health http://h:x",
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_asks_nothing(
+    run: Run, control_plane: ScriptedControlPlane, line: str
+) -> None:
+    result = run(*line.split())
+
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr
+    assert control_plane.asked == []
+
+
+def test_help_loads_neither_grpc_nor_anything_else_that_is_slow() -> None:
+    program = (
+        "import sys\n"
+        "from controlplane.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    slow = {'grpc', 'google', 'httpx', 'rich', 'yaml', 'sqlalchemy', 'pydantic', 'tollkeeper'}\n"
+        "    print('LOADED', sorted(slow & set(sys.modules)))\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--help"], capture_output=True, text=True, timeout=30
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "LOADED []" in done.stdout
+    assert "Usage: tollkeeper" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "module", "arguments"),
+    [
+        ("controlplane", "controlplane", []),
+        ("dataplane", "dataplane", []),
+        (
+            "mock --host 127.0.0.2 --port 9090",
+            "dataplane.mock",
+            ["--host", "127.0.0.2", "--port", "9090"],
+        ),
+    ],
+)
+def test_a_program_takes_the_place_of_the_command_line(
+    program: Run, monkeypatch: pytest.MonkeyPatch, line: str, module: str, arguments: list[str]
+) -> None:
+    become: list[tuple[str, list[str]]] = []
+
+    def execv(path: str, argv: list[str]) -> None:
+        become.append((path, argv))
+        raise SystemExit(0)  # the real one does not come back either
+
+    monkeypatch.setattr(os, "execv", execv)
+
+    program(*line.split())
+
+    assert become == [(sys.executable, [sys.executable, "-m", module, *arguments])]

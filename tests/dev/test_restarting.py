@@ -1,0 +1,84 @@
+import os
+import signal
+
+import pytest
+
+from controlplane.cli.processes import restart_delay_s
+from tests.dev.conftest import StartDev
+from tests.dev.running import eventually, is_alive
+
+NAMES = ("controlplane", "dev-1", "redis", "mock")
+
+
+def test_programs_that_die_are_reported_and_come_back_on_their_ports(start_dev: StartDev) -> None:
+    dev = start_dev("--replicas", "2")
+    dev.ready()
+
+    for name in NAMES:
+        os.kill(dev.starts(name)[0]["pid"], signal.SIGKILL)
+    eventually(lambda: all(len(dev.starts(name)) == 2 for name in NAMES))
+
+    for name in NAMES:
+        first, second = dev.starts(name)
+        assert first["port"] == second["port"]
+        assert (
+            f"(pid {first['pid']}) was killed by SIGKILL; it is started again in 2 s" in dev.stderr
+        )
+    assert len(dev.starts("dev-2")) == 1
+    assert dev.process.poll() is None
+
+
+def test_a_data_plane_comes_back_with_its_own_identity_and_secrets(start_dev: StartDev) -> None:
+    dev = start_dev()
+    dev.ready()
+
+    os.kill(dev.starts("dev-1")[0]["pid"], signal.SIGKILL)
+    eventually(lambda: len(dev.starts("dev-1")) == 2)
+
+    first, second = (start["settings"] for start in dev.starts("dev-1"))
+    assert second == {**first, "TOLLKEEPER_PORT": str(dev.starts("dev-1")[0]["port"])}
+
+
+def test_without_restarts_a_dead_program_stays_dead_and_the_rest_goes_on(
+    start_dev: StartDev,
+) -> None:
+    dev = start_dev("--no-restart")
+    dev.ready()
+
+    os.kill(dev.starts("mock")[0]["pid"], signal.SIGKILL)
+    eventually(lambda: "it is not started again" in dev.stderr)
+
+    alive = [name for name in NAMES if is_alive(dev.starts(name)[-1]["pid"])]
+    assert alive == ["controlplane", "dev-1", "redis"]
+    dev.interrupt()
+    assert dev.wait() == 0
+    assert len(dev.starts("mock")) == 1
+
+
+def test_an_interrupt_does_not_wait_for_a_restart(start_dev: StartDev) -> None:
+    dev = start_dev()
+    dev.ready()
+
+    os.kill(dev.starts("mock")[0]["pid"], signal.SIGKILL)
+    eventually(lambda: "it is started again" in dev.stderr)
+    dev.interrupt()
+
+    assert dev.wait() == 0
+    assert len(dev.starts("mock")) == 1
+
+
+@pytest.mark.parametrize(
+    ("previous_s", "lived_s", "delay_s"),
+    [
+        (None, 0.1, 2.0),
+        (2.0, 0.1, 4.0),
+        (4.0, 9.9, 8.0),
+        (16.0, 0.1, 30.0),
+        (30.0, 0.1, 30.0),
+        (30.0, 10.0, 2.0),
+    ],
+)
+def test_a_program_that_dies_again_at_once_waits_longer_each_time(
+    previous_s: float | None, lived_s: float, delay_s: float
+) -> None:
+    assert restart_delay_s(previous_s, lived_s) == delay_s
