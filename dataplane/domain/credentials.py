@@ -1,0 +1,93 @@
+"""What a caller presents: the text form of API keys, parsed and hashed.
+
+`ApiKey` in `config/v1/resources.proto` defines the format; the control plane mints it. Both
+sides are run against the same vectors.
+"""
+
+import hashlib
+import string
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from dataplane.domain.refusals import Reason, Refusal
+
+BASE62: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
+_BASE62: Final = frozenset(BASE62)
+_ID_CHARACTERS: Final = frozenset(string.digits + string.ascii_lowercase)
+_ID_LENGTH: Final = 12
+_SECRET_LENGTH: Final = 43
+_CHECK_LENGTH: Final = 6
+_ENVIRONMENTS: Final = ("live", "test")
+_BEARER: Final = "bearer "
+_KEY_HEADERS: Final = ("x-api-key", "x-goog-api-key", "x-iam-key")
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A well-formed key, by its digest; the key itself is not kept."""
+
+    key_sha256: bytes
+    organization: str = ""
+
+
+def parse_credentials(headers: Mapping[str, str], prefix: str = "tk") -> Credentials:
+    """Return the one credential in `headers` (names in lower case).
+
+    Raises:
+        Refusal: None was presented, two that differ were, or it is not a key.
+    """
+    presented = _presented(headers)
+    if not presented:
+        raise Refusal(
+            Reason.MISSING_CREDENTIALS,
+            "No credentials were given: send Authorization: Bearer <key> or x-api-key.",
+            details={"headers": ["authorization", "x-api-key", "x-goog-api-key", "x-iam-key"]},
+        )
+    key = presented[0]
+    if any(other != key for other in presented[1:]):
+        raise Refusal(Reason.DUPLICATE_CREDENTIALS, "Two credentials that differ were given.")
+    if not is_well_formed(key, prefix):
+        raise unknown_key()
+    return Credentials(hashlib.sha256(key.encode("ascii")).digest(), headers.get("x-iam-org", ""))
+
+
+def unknown_key() -> Refusal:
+    """Return the one answer to keys that are malformed, unknown, revoked or expired."""
+    return Refusal(Reason.INVALID_API_KEY, "The API key is not valid.")
+
+
+def is_well_formed(key: str, prefix: str = "tk") -> bool:
+    """Return whether `key` has the text form of an API key, its check included."""
+    parts = key.split("_")
+    if len(parts) != 4 or parts[0] != prefix or parts[1] not in _ENVIRONMENTS:
+        return False
+    key_id, tail = parts[2], parts[3]
+    return (
+        len(key_id) == _ID_LENGTH
+        and _ID_CHARACTERS.issuperset(key_id)
+        and len(tail) == _SECRET_LENGTH + _CHECK_LENGTH
+        and _BASE62.issuperset(tail)
+        and check_of(key[:-_CHECK_LENGTH]) == tail[_SECRET_LENGTH:]
+    )
+
+
+def check_of(text: str) -> str:
+    """Return the 6 characters that close a key whose text so far is `text`."""
+    value = zlib.crc32(text.encode("ascii"))
+    digits = ""
+    for _ in range(_CHECK_LENGTH):
+        value, digit = divmod(value, len(BASE62))
+        digits = BASE62[digit] + digits
+    return digits
+
+
+def _presented(headers: Mapping[str, str]) -> list[str]:
+    found = []
+    authorization = headers.get("authorization")
+    if authorization is not None:
+        is_bearer = authorization[: len(_BEARER)].lower() == _BEARER
+        found.append(authorization[len(_BEARER) :].strip() if is_bearer else "")
+    found.extend(headers[name].strip() for name in _KEY_HEADERS if name in headers)
+    return found
