@@ -1,0 +1,1 @@
+"""The only gRPC client: configuration in, usage out."""

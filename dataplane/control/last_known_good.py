@@ -1,0 +1,78 @@
+"""Keeps the configuration in force on disk, so that a restart without a control plane serves."""
+
+import asyncio
+import contextlib
+
+import structlog
+
+from dataplane.control import snapshot_file
+from dataplane.control.compile import RawResource, RawSecret
+from dataplane.control.snapshot_file import SnapshotFile
+from dataplane.control.transfers import Contents
+from dataplane.domain.secret import Secret
+from dataplane.domain.snapshot import Position
+
+_log = structlog.get_logger(__name__)
+
+
+class LastKnownGood:
+    """Writes the newest configuration in a thread; what came meanwhile is skipped, not queued."""
+
+    def __init__(self, file: SnapshotFile) -> None:
+        self._file = file
+        self._newest: Contents | None = None
+        self._writing: asyncio.Task[None] | None = None
+
+    async def load(self) -> Contents | None:
+        """Return what was kept, if something readable was."""
+        kept = await asyncio.to_thread(self._file.read)
+        return None if kept is None else _from_file(kept)
+
+    def keep(self, contents: Contents) -> None:
+        """Keep `contents` soon; must be called on the event loop."""
+        self._newest = contents
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write(), name="keep-configuration")
+
+    async def aclose(self) -> None:
+        """Return when the newest configuration is on disk."""
+        if self._writing is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._writing
+
+    async def _write(self) -> None:
+        while self._newest is not None:
+            contents, self._newest = self._newest, None
+            try:
+                await asyncio.to_thread(self._file.write, _to_file(contents))
+            except OSError as error:
+                _log.error("configuration_not_kept", error=error.strerror)
+
+
+def _to_file(contents: Contents) -> snapshot_file.Contents:
+    position = contents.position
+    return snapshot_file.Contents(
+        config_epoch=position.config_epoch,
+        revision=position.revision,
+        digest=position.digest,
+        resources=[
+            (each.kind, each.resource_id, each.revision, each.payload)
+            for each in contents.resources.values()
+        ],
+        secrets=[
+            (each.credential_id, each.version, each.secret.reveal())
+            for each in contents.secrets.values()
+        ],
+    )
+
+
+def _from_file(kept: snapshot_file.Contents) -> Contents:
+    resources = {
+        (kind, resource_id): RawResource(kind, resource_id, revision, payload)
+        for kind, resource_id, revision, payload in kept.resources
+    }
+    secrets = {
+        credential_id: RawSecret(credential_id, version, Secret(secret))
+        for credential_id, version, secret in kept.secrets
+    }
+    return Contents(Position(kept.config_epoch, kept.revision, kept.digest), resources, secrets)

@@ -1,0 +1,382 @@
+"""From resources to a snapshot: what is refused whole, what is set aside, what is tolerated."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from tollkeeper.common.v1 import limits_pb2, rates_pb2
+from tollkeeper.config.v1 import config_service_pb2 as config_pb
+from tollkeeper.config.v1 import resources_pb2 as pb
+
+from dataplane.control.compile import (
+    Compiled,
+    InvalidConfigurationError,
+    RawResource,
+    RawSecret,
+    compile_snapshot,
+)
+from dataplane.domain.calls import Dialect
+from dataplane.domain.secret import Secret
+from dataplane.domain.snapshot import Position
+from tests.control.compile_cases import (
+    configuration,
+    key,
+    limit,
+    resource,
+    secret,
+    sha256_of,
+    subject_limits,
+)
+
+_BROKEN = b"\xff\xff\xff"
+
+
+async def _compiled(
+    resources: Iterable[pb.Resource], secrets: Iterable[config_pb.SecretBundle] = ()
+) -> Compiled:
+    return await compile_snapshot(
+        Position("epoch-1", 1, bytes(32)),
+        [RawResource(each.kind, each.id, each.revision, each.payload) for each in resources],
+        {
+            each.credential_id: RawSecret(each.credential_id, each.version, Secret(each.secret))
+            for each in secrets
+        },
+        1_000,
+    )
+
+
+async def _problems(resources: Iterable[pb.Resource]) -> tuple[str, ...]:
+    with pytest.raises(InvalidConfigurationError) as caught:
+        await _compiled(resources)
+    return caught.value.problems
+
+
+def _with(*changed: pb.Resource) -> list[pb.Resource]:
+    """Return a valid configuration in which `changed` stand instead of, or beside, the others."""
+    given = {(each.kind, each.id): each for each in (*configuration(), *changed)}
+    return list(given.values())
+
+
+def _organization(**fields: object) -> pb.Resource:
+    message = pb.Organization(name="acme")
+    for name, value in fields.items():
+        setattr(message, name, value)
+    return resource(pb.RESOURCE_KIND_ORGANIZATION, "acme", message)
+
+
+async def test_a_whole_configuration_becomes_a_snapshot() -> None:
+    compiled = await _compiled(configuration(2), [secret()])
+
+    snapshot = compiled.snapshot
+    assert compiled.quarantined == ()
+    assert snapshot.applied_at_ms == 1_000
+    assert snapshot.service.max_replicas == 1
+    found = snapshot.keys_by_sha256[sha256_of(1)]
+    assert (found.key_id, found.user.user_id) == ("key000000001", "alice")
+    assert found.user.organization.time_zone == "Europe/Paris"
+    assert found.user.organization.default_output_cap_tokens == 4_096
+    rules = snapshot.routers[found.router_id].rules
+    assert [(rule.rule_id, rule.weight) for rule in rules] == [("first", 1), ("second", 1)]
+    assert rules[0].aliases == {"smart": "gpt-4o"}
+    upstream = rules[0].provider
+    assert upstream.endpoints == {Dialect.OPENAI: "https://api.openai.example/v1"}
+    assert upstream.credentials[0].secret == Secret(b"sk-upstream-secret")
+
+
+async def test_a_secret_of_another_version_does_not_count() -> None:
+    snapshot = (await _compiled(configuration(), [secret(version=2)])).snapshot
+    assert snapshot.routers["r1"].rules[0].provider.credentials[0].secret is None
+
+
+async def test_missing_cached_rates_follow_from_the_input_rate() -> None:
+    snapshot = (await _compiled(configuration())).snapshot
+    found = snapshot.prices.find(["openai"], "gpt-4o", 0)
+    assert found is not None
+    assert (found.input, found.cache_read) == (2_500_000_001, 2_500_000_001)
+    assert found.cache_write_5m == 3_125_000_002
+    assert found.cache_write_1h == 5_000_000_002
+    assert (found.price_id, found.revision) == ("price1", 7)
+
+
+async def test_a_cached_rate_of_zero_is_kept() -> None:
+    rates = rates_pb2.Rates(input_nanousd_per_million=5, cache_read_nanousd_per_million=0)
+    message = pb.Price(provider="openai", model="m", rates=rates)
+    snapshot = (
+        await _compiled([*configuration(), resource(pb.RESOURCE_KIND_PRICE, "p", message)])
+    ).snapshot
+    found = snapshot.prices.find(["openai"], "m", 0)
+    assert found is not None
+    assert found.cache_read == 0
+
+
+async def test_an_empty_configuration_is_a_snapshot_without_keys() -> None:
+    assert not (await _compiled([])).snapshot.keys_by_sha256
+
+
+@pytest.mark.parametrize(
+    ("kind", "resource_id"),
+    [
+        (pb.RESOURCE_KIND_SERVICE, "service"),
+        (pb.RESOURCE_KIND_ORGANIZATION, "acme"),
+        (pb.RESOURCE_KIND_PROVIDER, "p1"),
+        (pb.RESOURCE_KIND_CREDENTIAL, "c1"),
+        (pb.RESOURCE_KIND_ROUTER, "r1"),
+        (pb.RESOURCE_KIND_SUBJECT_LIMITS, "global"),
+    ],
+)
+async def test_a_structural_resource_that_cannot_be_read_refuses_everything(
+    kind: pb.ResourceKind.ValueType, resource_id: str
+) -> None:
+    broken = pb.Resource(kind=kind, id=resource_id, payload=_BROKEN)
+    problems = await _problems(_with(broken))
+    assert any(resource_id in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        _organization(time_zone="Europe/Atlantis"),
+        _organization(time_zone="../../etc/passwd"),
+        _organization(time_zone="Europe"),
+        _organization(default_output_cap_tokens=-1),
+        subject_limits("user:alice", [limit(capacity=-1)]),
+        subject_limits("user:alice", [limit(capacity=2**53 + 1)]),
+        subject_limits("user:alice", [limit(reset_generation=-1)]),
+        subject_limits("user:alice", [limit(unit=limits_pb2.LIMIT_UNIT_UNSPECIFIED)]),
+        subject_limits("user:alice", [limit(window=limits_pb2.LIMIT_WINDOW_UNSPECIFIED)]),
+        subject_limits(
+            "user:alice",
+            [limit(limits_pb2.LIMIT_UNIT_SPEND, limits_pb2.LIMIT_WINDOW_MINUTE)],
+        ),
+        subject_limits("user:alice", [limit(capacity=1), limit(capacity=2)]),
+        subject_limits("organization:acme", [limit(capacity=1), limit(capacity=2)]),
+        resource(
+            pb.RESOURCE_KIND_SERVICE, "service", pb.Service(default_user_limits=[limit(), limit()])
+        ),
+        resource(
+            pb.RESOURCE_KIND_SUBJECT_LIMITS,
+            "user:alice",
+            pb.SubjectLimits(subject_kind=limits_pb2.SUBJECT_KIND_USER, subject_id="bob"),
+        ),
+        resource(
+            pb.RESOURCE_KIND_ROUTER,
+            "r1",
+            pb.Router(rules=[pb.Rule(id="a", provider_id="nobody", models=["*"])]),
+        ),
+        resource(pb.RESOURCE_KIND_CREDENTIAL, "c1", pb.Credential(provider_id="nobody", version=3)),
+    ],
+    ids=lambda each: str(each.id),
+)
+async def test_an_invalid_structure_refuses_everything(changed: pb.Resource) -> None:
+    assert await _problems(_with(changed))
+
+
+async def test_a_provider_whose_credential_is_missing_refuses_everything() -> None:
+    assert await _problems(
+        [each for each in configuration() if each.kind != pb.RESOURCE_KIND_CREDENTIAL]
+    )
+
+
+async def test_a_credential_of_another_provider_never_reaches_this_one() -> None:
+    other = resource(pb.RESOURCE_KIND_PROVIDER, "p2", pb.Provider(credential_ids=["c1"]))
+    problems = await _problems(_with(other))
+    assert any("p2" in problem and "c1" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        "",
+        "api.openai.example/v1",
+        "file:///etc/passwd",
+        "https://user:word@host/v1",
+        "https://:word@host/v1",
+        "https://host/v1?key=1",
+        "https://host/v1#part",
+        "https://host:99999/v1",
+        "https://ho st/v1",
+        "https://host/v1\r\nx-evil: 1",
+        "https://[::1/v1",
+    ],
+)
+async def test_a_base_url_that_is_no_base_url_refuses_everything(base_url: str) -> None:
+    message = pb.Provider(
+        endpoints=[pb.Endpoint(dialect=pb.DIALECT_OPENAI, base_url=base_url)],
+        credential_ids=["c1"],
+    )
+    assert await _problems(_with(resource(pb.RESOURCE_KIND_PROVIDER, "p1", message)))
+
+
+async def test_two_endpoints_of_one_dialect_refuse_everything() -> None:
+    endpoint = pb.Endpoint(dialect=pb.DIALECT_OPENAI, base_url="https://host/v1")
+    message = pb.Provider(endpoints=[endpoint, endpoint], credential_ids=["c1"])
+    assert await _problems(_with(resource(pb.RESOURCE_KIND_PROVIDER, "p1", message)))
+
+
+async def test_more_layers_than_a_request_may_have_refuse_everything() -> None:
+    units = (limits_pb2.LIMIT_UNIT_REQUESTS, limits_pb2.LIMIT_UNIT_TOKENS)
+    windows = (1, 2, 3, 4)
+    many = [limit(unit, window) for unit in units for window in windows]
+    subjects = ("global", "organization:acme", "user:alice", "key:key000000000")
+    at_most = [subject_limits(subject, many) for subject in subjects[:3]]
+
+    assert (await _compiled(_with(*at_most))).snapshot.plan_for(
+        (await _compiled(_with(*at_most))).snapshot.keys_by_sha256[sha256_of(0)]
+    )
+    one_more = subject_limits(subjects[3], [limit()])
+    problems = await _problems(_with(*at_most, one_more))
+    assert any("24" in problem for problem in problems)
+
+
+async def test_at_most_twenty_problems_are_told() -> None:
+    routers = [
+        pb.Resource(kind=pb.RESOURCE_KIND_ROUTER, id=f"router{number}", payload=_BROKEN)
+        for number in range(50)
+    ]
+    assert len(await _problems([*configuration(), *routers])) == 20
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pb.Resource(kind=pb.RESOURCE_KIND_API_KEY, id="key000000000", payload=_BROKEN),
+        resource(pb.RESOURCE_KIND_API_KEY, "key000000000", pb.ApiKey()),
+        key(0, key_sha256=b"short"),
+        resource(
+            pb.RESOURCE_KIND_API_KEY,
+            "key000000000",
+            pb.ApiKey(
+                user_id="alice",
+                key_sha256=sha256_of(0),
+                router_id="r1",
+                expires_at=Timestamp(seconds=2**60),
+            ),
+        ),
+    ],
+)
+async def test_a_bad_key_is_set_aside_and_the_others_work(bad: pb.Resource) -> None:
+    compiled = await _compiled([*configuration(0), bad, key(1)])
+    assert set(compiled.snapshot.keys_by_sha256) == {sha256_of(1)}
+    assert [each.resource_id for each in compiled.quarantined] == ["key000000000"]
+
+
+async def test_two_keys_with_one_hash_are_both_set_aside() -> None:
+    twin = pb.Resource(kind=pb.RESOURCE_KIND_API_KEY, id="twin", payload=key(0).payload)
+    third = pb.Resource(kind=pb.RESOURCE_KIND_API_KEY, id="third", payload=key(0).payload)
+    compiled = await _compiled([*configuration(2), twin, third])
+    assert set(compiled.snapshot.keys_by_sha256) == {sha256_of(1)}
+    assert {each.resource_id for each in compiled.quarantined} == {"key000000000", "twin", "third"}
+
+
+async def test_a_key_of_a_user_that_was_set_aside_does_not_work() -> None:
+    broken = pb.Resource(kind=pb.RESOURCE_KIND_USER, id="alice", payload=_BROKEN)
+    compiled = await _compiled(_with(broken))
+    assert not compiled.snapshot.keys_by_sha256
+    assert "alice" in {each.resource_id for each in compiled.quarantined}
+
+
+async def test_a_revoked_key_never_authenticates() -> None:
+    found = (await _compiled(_with(key(0, revoked=True)))).snapshot.keys_by_sha256
+    assert sha256_of(0) not in found or found[sha256_of(0)].is_revoked
+
+
+async def test_an_expiry_is_kept_in_milliseconds() -> None:
+    message = pb.ApiKey(
+        user_id="alice", key_sha256=sha256_of(0), expires_at=Timestamp(seconds=7, nanos=5_000_000)
+    )
+    changed = resource(pb.RESOURCE_KIND_API_KEY, "key000000000", message)
+    found = (await _compiled(_with(changed))).snapshot.keys_by_sha256[sha256_of(0)]
+    assert found.expires_at_ms == 7_005
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pb.Resource(kind=pb.RESOURCE_KIND_PRICE, id="price1", payload=_BROKEN),
+        resource(pb.RESOURCE_KIND_PRICE, "price1", pb.Price(provider="openai", model="gpt-4o")),
+        resource(
+            pb.RESOURCE_KIND_PRICE,
+            "price1",
+            pb.Price(
+                provider="openai",
+                model="gpt-4o",
+                rates=rates_pb2.Rates(input_nanousd_per_million=-1),
+            ),
+        ),
+        resource(
+            pb.RESOURCE_KIND_PRICE,
+            "price1",
+            pb.Price(
+                provider="openai",
+                model="gpt-4o",
+                rates=rates_pb2.Rates(
+                    input_nanousd_per_million=1, cache_read_nanousd_per_million=-1
+                ),
+            ),
+        ),
+    ],
+)
+async def test_a_bad_price_is_set_aside_and_prices_nothing(bad: pb.Resource) -> None:
+    compiled = await _compiled(_with(bad))
+    assert compiled.snapshot.prices.find(["openai"], "gpt-4o", 0) is None
+    assert [each.resource_id for each in compiled.quarantined] == ["price1"]
+
+
+async def test_a_model_may_be_free_by_an_administrators_word() -> None:
+    free = resource(
+        pb.RESOURCE_KIND_PRICE, "price1", pb.Price(provider="openai", model="gpt-4o", free=True)
+    )
+    found = (await _compiled(_with(free))).snapshot.prices.find(["openai"], "gpt-4o", 0)
+    assert found is not None
+    assert found.dearest_input == 0
+
+
+async def test_what_a_newer_control_plane_says_matches_nothing() -> None:
+    newer_limits = resource(
+        pb.RESOURCE_KIND_SUBJECT_LIMITS,
+        "team:blue",
+        pb.SubjectLimits(subject_kind=99, subject_id="blue", limits=[limit()]),  # type: ignore[arg-type]
+    )
+    newer_provider = pb.Provider(
+        endpoints=[
+            pb.Endpoint(dialect=99, base_url="gopher://host"),  # type: ignore[arg-type]
+            pb.Endpoint(dialect=pb.DIALECT_ANTHROPIC, base_url="https://host/"),
+        ],
+        credential_ids=["c1"],
+    )
+    compiled = await _compiled(
+        _with(
+            pb.Resource(kind=99, id="anything", payload=_BROKEN),  # type: ignore[arg-type]
+            pb.Resource(kind=pb.RESOURCE_KIND_DEVICE, id="phone", payload=_BROKEN),
+            newer_limits,
+            resource(pb.RESOURCE_KIND_PROVIDER, "p1", newer_provider),
+            subject_limits("user:alice", [limit(unit=99), limit(window=99), limit(capacity=3)]),
+        )
+    )
+    snapshot = compiled.snapshot
+    assert compiled.quarantined == ()
+    assert [entry.capacity for entry in snapshot.limits["user:alice"]] == [3]
+    assert snapshot.routers["r1"].rules[0].provider.endpoints == {Dialect.ANTHROPIC: "https://host"}
+    assert len(snapshot.plan_for(snapshot.keys_by_sha256[sha256_of(0)]).layers) == 1
+
+
+async def test_a_large_configuration_does_not_hold_the_event_loop() -> None:
+    resources = configuration(20_000)
+    longest_seconds = 0.0
+
+    async def beat() -> None:
+        nonlocal longest_seconds
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0)
+            longest_seconds = max(longest_seconds, time.perf_counter() - before)
+
+    raw = [RawResource(each.kind, each.id, each.revision, each.payload) for each in resources]
+    heartbeat = asyncio.create_task(beat())
+    compiled = await compile_snapshot(Position("e", 1, bytes(32)), raw, {}, 0)
+    heartbeat.cancel()
+
+    assert len(compiled.snapshot.keys_by_sha256) == 20_000
+    assert longest_seconds < 0.020
