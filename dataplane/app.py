@@ -1,0 +1,195 @@
+"""The composition root: builds a data plane from its settings, runs it, and takes it apart.
+
+Start: the spool is locked and read, the last known configuration is put in force, then the stream
+opens, then the port. Stop: new requests are refused, streams in flight finish, settlements and
+records are written, then everything closes.
+"""
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+from typing import Final, cast
+
+import structlog
+
+from dataplane.bills import BillBook
+from dataplane.control.channels import check_address
+from dataplane.control.current import CurrentSnapshot, Revoked
+from dataplane.control.last_known_good import LastKnownGood
+from dataplane.control.node_id import node_id_of
+from dataplane.control.snapshot_file import SnapshotFile
+from dataplane.control.spool import Recovered, Spool
+from dataplane.control.usage import UsageReporter
+from dataplane.control.watch import Node, Watch
+from dataplane.http.entry import AsgiApp, Entry
+from dataplane.http.errors import status_of
+from dataplane.http.health import Health
+from dataplane.http.quart_app import quart_app
+from dataplane.limits.limiter import Limiter
+from dataplane.limits.recovery import Leftover, settle_leftovers
+from dataplane.pipeline import Pipeline
+from dataplane.serving import listen, serve
+from dataplane.settings import Settings
+from dataplane.upstream.addresses import AllowedAddresses
+from dataplane.upstream.attempts import Upstreams
+from dataplane.upstream.transport import AiohttpTransport
+
+_log = structlog.get_logger(__name__)
+VERSION: Final = version("tollkeeper")
+_READY_FILE: Final = "dataplane.ready"
+# What is not delivered by then stays in the spool for the next start.
+_FLUSH_SECONDS: Final = 3.0
+_RECORDS_AT_ONCE: Final = 500
+# Collections of the youngest generation cost a stream its pace; most garbage here has no cycles.
+_GC_THRESHOLD: Final = 50_000
+
+
+def clock_ms() -> int:
+    """Return Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+async def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        OSError: The port is taken.
+        ValueError: A setting cannot be used, in one line.
+    """
+    for address in settings.control_plane:
+        check_address(address)
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    stop = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        sock = listen(settings.host, settings.port)
+        stack.callback(sock.close)
+        pipeline, health = await _built(settings, stack)
+        _on_signals(stop, pipeline)
+        app = Entry(pipeline, cast("AsgiApp", quart_app(pipeline, health)))
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_GC_THRESHOLD, 20, 100)
+        stack.enter_context(_ready_file(settings, sock))
+        await serve(app, sock, stop)
+
+
+async def _built(settings: Settings, stack: AsyncExitStack) -> tuple[Pipeline, Health]:
+    """Build everything behind the port; `stack` takes it apart in the opposite order."""
+    node_id = settings.node_id or node_id_of(settings.data_dir)
+    token = settings.join_token.get_secret_value()
+    spool, recovered = Spool.open(settings.data_dir / "spool")
+    # Before anything is delivered: what is acknowledged leaves the spool.
+    leftovers = await _leftovers(spool, recovered)
+    reporter = UsageReporter(spool, recovered, settings.control_plane, token, node_id)
+    reporter.start()
+    stack.push_async_callback(reporter.aclose, _FLUSH_SECONDS)
+    limiter = await Limiter.connect(settings.redis_url.get_secret_value())
+    stack.push_async_callback(limiter.aclose, _FLUSH_SECONDS)
+    upstreams = Upstreams(AiohttpTransport(AllowedAddresses(settings.private_upstreams)))
+    stack.push_async_callback(upstreams.aclose)
+
+    terminations: set[asyncio.Task[int]] = set()
+
+    def terminate(revoked: Revoked) -> None:
+        task = asyncio.create_task(pipeline.terminate(revoked), name="terminate")
+        terminations.add(task)
+        task.add_done_callback(terminations.discard)
+
+    current = CurrentSnapshot(terminate)
+    bills = BillBook(reporter, node_id, clock_ms, status_of)
+    pipeline = Pipeline(current, limiter, upstreams, bills, clock_ms)
+    await stack.enter_async_context(
+        _watching(settings, current, reporter, Node(node_id, VERSION, token))
+    )
+    await stack.enter_async_context(_running(settle_leftovers(limiter, leftovers)))
+    health = Health(
+        pipeline, VERSION, lambda: limiter.state.value, lambda: reporter.unreported_records
+    )
+    return pipeline, health
+
+
+async def _leftovers(spool: Spool, recovered: Recovered) -> list[Leftover]:
+    """Return what former processes left, read in batches: their records are large, these are not."""
+    leftovers = [Leftover.of(event) for event in recovered.opens]
+    for start in range(0, len(recovered.closes), _RECORDS_AT_ONCE):
+        ids = recovered.closes[start : start + _RECORDS_AT_ONCE]
+        leftovers += [Leftover.of(event) for event in await spool.read_closes(ids)]
+    return leftovers
+
+
+@asynccontextmanager
+async def _watching(
+    settings: Settings, current: CurrentSnapshot, reporter: UsageReporter, node: Node
+) -> AsyncIterator[None]:
+    """Put the last known configuration in force, then follow the control plane."""
+    kept = None
+    if settings.node_key_bytes is None:
+        _log.warning("no_node_key", effect="a restart without the control plane cannot serve")
+    else:
+        kept = LastKnownGood(SnapshotFile(settings.data_dir, settings.node_key_bytes))
+    watch = Watch(
+        settings.control_plane,
+        node,
+        current,
+        clock_ms,
+        lambda: reporter.unreported_records,
+        kept.keep if kept is not None else lambda _: None,
+    )
+    if kept is not None and (contents := await kept.load()) is not None:
+        await watch.restore(contents)
+    async with _running(watch.run()):
+        yield
+    if kept is not None:
+        await kept.aclose()
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
+    """Run `work` beside the body, and cancel it after."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(_log_failure)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("background_task_failed", task=task.get_name(), exc_info=error)
+
+
+def _on_signals(stop: asyncio.Event, pipeline: Pipeline) -> None:
+    def drain() -> None:
+        pipeline.is_draining = True
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, drain)
+
+
+@contextlib.contextmanager
+def _ready_file(settings: Settings, sock: socket.socket) -> Iterator[None]:
+    """Say where this process listens, for whoever started it on a free port."""
+    path = settings.data_dir / _READY_FILE
+    host, port = sock.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    content = {"base_url": f"http://{shown}:{port}", "port": port, "pid": os.getpid()}
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content), encoding="utf-8")
+    partial.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

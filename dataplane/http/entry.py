@@ -1,0 +1,129 @@
+"""The way in for the paths that are hot: the same handlers as Quart's, without its dispatch.
+
+Quart serves every path; the calls that buy tokens enter ahead of it, because its dispatch costs
+as much as everything that the gateway itself does (`docs/benchmarks.md`). A conformance test
+runs each case through both.
+"""
+
+import asyncio
+from contextlib import suppress
+from typing import Final, Protocol
+
+import structlog
+
+from dataplane.domain.refusals import Reason, Refusal
+from dataplane.http.completions import APIS, CompletionApi, completion
+from dataplane.http.errors import refused
+from dataplane.http.exchange import HttpAnswer
+from dataplane.http.reading import (
+    ClientLeftError,
+    Receive,
+    Scope,
+    Send,
+    dialect_of,
+    headers_of,
+    read_request,
+)
+from dataplane.pipeline import Pipeline
+
+_log = structlog.get_logger(__name__)
+# A client that takes nothing for so long is gone; its slot and its money go back.
+STALLED_SECONDS: Final = 120.0
+# A body that trickles in holds memory for so long at most.
+READ_SECONDS: Final = 60.0
+
+
+class AsgiApp(Protocol):
+    """An ASGI application."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection scope."""
+
+
+class Entry:
+    """Serves the hot paths itself and hands everything else on."""
+
+    def __init__(self, pipeline: Pipeline, everything_else: AsgiApp) -> None:
+        self._pipeline = pipeline
+        self._everything_else = everything_else
+        self._apis = {api.path: api for api in APIS}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            api = self._apis.get(scope["path"])
+            if api is not None:
+                await self._serve(api, scope, receive, send)
+                return
+        await self._everything_else(scope, receive, send)
+
+    async def _serve(self, api: CompletionApi, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                request = await read_request(scope, receive)
+        except ClientLeftError:
+            return
+        except TimeoutError:
+            refusal = Refusal(Reason.INVALID_REQUEST, "The body did not arrive in time.")
+            await self._refuse(api, refusal, send)
+            return
+        except Refusal as refusal:
+            await self._refuse(api, refusal, send)
+            return
+        work = asyncio.current_task()
+        left = asyncio.create_task(_until_disconnect(receive))
+        left.add_done_callback(
+            lambda done: None if done.cancelled() or work is None else work.cancel()
+        )
+        try:
+            async with completion(self._pipeline, api, request) as answer:
+                await send_answer(answer, send)
+        except asyncio.CancelledError:
+            if work is None or not left.done():
+                raise
+            work.uncancel()
+        except Exception:
+            # The outermost edge: the caller gets a code, the log the trace.
+            _log.exception("request_failed", path=api.path)
+            await _send_internal_error(self._pipeline, scope, send)
+        finally:
+            left.cancel()
+
+    async def _refuse(self, api: CompletionApi, refusal: Refusal, send: Send) -> None:
+        """Refuse a request that was not read to its end, so that its connection must close."""
+        request_id = self._pipeline.new_request_id()
+        await send_answer(refused(refusal, api.dialect, request_id), send, closes=True)
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def send_answer(answer: HttpAnswer, send: Send, *, closes: bool = False) -> None:
+    """Send one answer; a stream goes out event by event, at the client's pace.
+
+    Raises:
+        TimeoutError: The client took nothing for two minutes.
+    """
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
+    if closes:
+        headers.append((b"connection", b"close"))
+    if answer.stream is None:
+        headers.append((b"content-length", b"%d" % len(answer.body)))
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+        return
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    async for chunk in answer.stream:
+        async with asyncio.timeout(STALLED_SECONDS):
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _send_internal_error(pipeline: Pipeline, scope: Scope, send: Send) -> None:
+    refusal = Refusal(Reason.INTERNAL, "The gateway failed; the request id finds it in the log.")
+    dialect = dialect_of(scope["path"], headers_of(scope["headers"]))
+    # An answer that has begun cannot become another one: the server then cuts the connection.
+    with suppress(Exception):
+        await send_answer(refused(refusal, dialect, pipeline.new_request_id()), send, closes=True)

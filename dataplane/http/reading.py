@@ -1,0 +1,86 @@
+"""From an ASGI request to a plain value, and the refusals that need no handler."""
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Final
+
+from dataplane.domain.calls import Dialect
+from dataplane.domain.refusals import Reason, Refusal
+from dataplane.http.exchange import HttpRequest
+
+# What an ASGI server hands over: https://asgi.readthedocs.io/en/latest/specs/main.html
+Scope = MutableMapping[str, Any]  # Any: the specification leaves the values to their keys
+Message = MutableMapping[str, Any]  # Any: as above
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+MAX_BODY_BYTES: Final = 10 * 1024 * 1024
+
+
+class ClientLeftError(Exception):
+    """The client closed its connection before its request was whole."""
+
+
+async def read_request(scope: Scope, receive: Receive) -> HttpRequest:
+    """Return the request of `scope`, read to its end.
+
+    Raises:
+        Refusal: REQUEST_TOO_LARGE beyond 10 MiB; INVALID_REQUEST for a length that two headers
+            give (RFC 9112, section 6.1: a way to smuggle requests).
+        ClientLeftError: It was cut.
+    """
+    headers = headers_of(scope["headers"])
+    check_length(headers)
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeftError
+        part: bytes = message.get("body", b"")
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            raise too_large()
+        if part:
+            parts.append(part)
+        if not message.get("more_body", False):
+            break
+    body = parts[0] if len(parts) == 1 else b"".join(parts)
+    client = scope.get("client")
+    peer = client[0] if client else ""
+    return HttpRequest(scope["method"], scope["path"], headers, body, peer)
+
+
+def headers_of(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return headers by lower-case name; what stands twice is joined, as RFC 9110 has it."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in pairs:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def check_length(headers: dict[str, str]) -> None:
+    """Refuse a body that is announced as too large, or with two lengths."""
+    length = headers.get("content-length")
+    if length is None:
+        return
+    if "transfer-encoding" in headers:
+        raise Refusal(Reason.INVALID_REQUEST, "The body's length is given twice.")
+    if length.isascii() and length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
+        raise too_large()
+
+
+def too_large() -> Refusal:
+    """Return the refusal of a body that is beyond what is taken."""
+    return Refusal(
+        Reason.REQUEST_TOO_LARGE,
+        "The body is larger than 10 MiB.",
+        details={"limit_bytes": MAX_BODY_BYTES},
+    )
+
+
+def dialect_of(path: str, headers: MutableMapping[str, str] | dict[str, str]) -> Dialect:
+    """Return whose errors the caller of a path reads."""
+    if path.startswith("/v1/messages") or "anthropic-version" in headers:
+        return Dialect.ANTHROPIC
+    return Dialect.OPENAI

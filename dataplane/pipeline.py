@@ -1,0 +1,292 @@
+"""The way of one request: authenticate → route → admit → call → stream → settle → report.
+
+A request sees one snapshot from its first byte to its bill. It ends exactly once, on every exit:
+
+| what happened                                | reservation                      | record    |
+|----------------------------------------------|----------------------------------|-----------|
+| nothing of it was written upstream           | released: nothing is charged     | released  |
+| the provider answered                        | settled at the reported usage    | settled   |
+| the answer was cut, or the caller left       | settled at what was counted      | settled   |
+| the provider failed, or stayed silent        | settled at 0, or what it reports | settled   |
+| this process died                            | at the next start, in full       | abandoned |
+"""
+
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+import httpx
+import msgspec
+
+from dataplane.bills import Admission, Bill, BillBook, Reservation
+from dataplane.domain.authentication import authenticate, is_revoked
+from dataplane.domain.calls import NO_USAGE, Call, UsageSource
+from dataplane.domain.credentials import Credentials, unknown_key
+from dataplane.domain.denials import refusal_for as refusal_for_denial
+from dataplane.domain.estimation import (
+    LEAST_OUTPUT_TOKENS,
+    affordable_output_tokens,
+    demand_of,
+    needs_output_cap,
+)
+from dataplane.domain.limiting import Demand, Denial, Denied, LayerPlan, LimitsUnavailable, Unit
+from dataplane.domain.principals import ApiKey
+from dataplane.domain.refusals import Reason, Refusal
+from dataplane.domain.request_ids import request_id
+from dataplane.domain.routing import Attempt, route
+from dataplane.domain.snapshot import Snapshot
+from dataplane.upstream.answers import StreamReader
+from dataplane.upstream.attempts import (
+    MAX_ANSWER_BYTES,
+    MAX_ERROR_BYTES,
+    NotSentError,
+    UpstreamAnswer,
+    Upstreams,
+)
+from dataplane.upstream.errors import refusal_for as refusal_for_upstream
+from dataplane.upstream.relay import Relay, answer_was_cut
+
+_OK: Final = 200
+# Redirects are not followed: to a caller they are a provider's fault too.
+_FIRST_ERROR: Final = 300
+# A caller that left: nginx' status for it; only the ledger sees it.
+CLIENT_LEFT: Final = 499
+_UNKNOWN_USAGE: Final = replace(NO_USAGE, source=UsageSource.UNKNOWN)
+
+
+class CurrentSnapshot(Protocol):
+    """Where the configuration in force is."""
+
+    def get(self) -> Snapshot:
+        """Return it, or refuse with CONFIGURATION_UNAVAILABLE before the first one."""
+
+
+class Limiter(Protocol):
+    """What counts."""
+
+    async def reserve(
+        self, request_id: str, plan: LayerPlan, demand: Demand, meta: bytes
+    ) -> Reservation:
+        """Take `demand` from every layer, or raise Denied or LimitsUnavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A provider's answer, open while the caller reads it.
+
+    Either `body` is all of it, or `stream` yields its bytes once; a stream that fails after its
+    first byte raises a `Refusal`.
+    """
+
+    bill: Bill
+    status: int
+    content_type: str
+    body: bytes = b""
+    stream: AsyncIterator[bytes] | None = None
+
+
+@dataclass(slots=True)
+class Pipeline:
+    """Everything a request touches, in the order in which it touches it."""
+
+    current: CurrentSnapshot
+    limiter: Limiter
+    upstreams: Upstreams
+    bills: BillBook
+    clock_ms: Callable[[], int]
+    is_draining: bool = False
+    _open: dict[str, tuple[Bill, UpstreamAnswer]] = field(default_factory=dict)
+
+    def new_request_id(self) -> str:
+        """Return the id of a request that was just read."""
+        return request_id(self.clock_ms(), os.urandom(10))
+
+    @property
+    def in_flight(self) -> int:
+        """Return how many answers are being passed on."""
+        return len(self._open)
+
+    @asynccontextmanager
+    async def exchange(self, call: Call, credentials: Credentials) -> AsyncIterator[Answer]:
+        """Admit `call` and hold its answer open while the caller reads it.
+
+        Leaving the context ends the request's bill, whatever the way out: a caller that is gone,
+        or cancelled, pays for what was generated, and the call to the provider is cancelled.
+
+        Raises:
+            Refusal: The call was not admitted, or the provider failed.
+        """
+        admission = await self._admit(call, credentials)
+        bill = self.bills.bill_for(admission)
+        upstream: UpstreamAnswer | None = None
+        try:
+            upstream = await self._call(bill)
+            self._open[call.request_id] = (bill, upstream)
+            if upstream.status >= _FIRST_ERROR:
+                yield await self._failed(bill, upstream)
+            elif call.is_stream and upstream.is_event_stream:
+                async with self._streamed(bill, upstream) as answer:
+                    yield answer
+            else:
+                yield await self._whole(bill, upstream)
+        finally:
+            # Still open: the caller left before there was an answer.
+            bill.settle(_UNKNOWN_USAGE, CLIENT_LEFT)
+            if upstream is not None:
+                del self._open[call.request_id]
+                await upstream.aclose()
+
+    async def _admit(self, call: Call, credentials: Credentials) -> Admission:
+        if self.is_draining:
+            raise Refusal(Reason.DRAINING, "This proxy is shutting down.", retry_after_seconds=1)
+        snapshot = self.current.get()
+        now_ms = self.clock_ms()
+        key = authenticate(snapshot, credentials, now_ms)
+        attempt = route(snapshot, key, call, draw=int(call.request_id[-8:], 16), now_ms=now_ms)
+        if self.bills.reporter.is_full:
+            raise Refusal(Reason.USAGE_BACKLOG, "Usage cannot be recorded right now.")
+        return await self._reserve(snapshot, key, call, attempt, now_ms)
+
+    async def _reserve(
+        self,
+        snapshot: Snapshot,
+        key: ApiKey,
+        call: Call,
+        attempt: Attempt,
+        now_ms: int,
+    ) -> Admission:
+        """Reserve an upper bound; where the caller gave no output cap, one that fits."""
+        plan = snapshot.plan_for(key)
+        own_cap = None
+        if call.output_cap_tokens is None and needs_output_cap(plan):
+            own_cap = key.user.organization.default_output_cap_tokens
+        meta = msgspec.msgpack.encode((key.key_id, key.user.user_id, attempt.model, now_ms))
+        while True:
+            demand = demand_of(call, attempt.price, call.output_cap_tokens or own_cap or 0)
+            try:
+                reservation = await self.limiter.reserve(call.request_id, plan, demand, meta)
+            except Denied as denied:
+                smaller = _smaller_cap(own_cap, call, attempt, denied.denial)
+                if smaller is None:
+                    raise self._denied(denied.denial, snapshot, key) from denied
+                own_cap = smaller
+            except LimitsUnavailable as error:
+                raise Refusal(
+                    Reason.LIMITS_UNAVAILABLE,
+                    "Limits cannot be checked right now.",
+                    retry_after_seconds=5,
+                ) from error
+            else:
+                return Admission(snapshot, key, call, attempt, demand, reservation, own_cap, now_ms)
+
+    def _denied(self, denial: Denial, snapshot: Snapshot, key: ApiKey) -> Refusal:
+        upgrade_url, jitter = snapshot.service.upgrade_url, os.urandom(1)[0] / 256
+        return refusal_for_denial(denial, key.user, upgrade_url, self.clock_ms(), jitter)
+
+    async def _call(self, bill: Bill) -> UpstreamAnswer:
+        """Send the request; no answer without a record of it."""
+        it = bill.admission
+        bill.open()
+        try:
+            return await self.upstreams.send(it.attempt, it.call, it.output_cap_tokens)
+        except NotSentError as error:
+            bill.release(error.refusal.reason)
+            raise error.refusal from error
+        except Refusal as refusal:
+            bill.fail(_UNKNOWN_USAGE, refusal.reason)
+            raise
+
+    async def _failed(self, bill: Bill, upstream: UpstreamAnswer) -> Answer:
+        """Refuse for the provider's error, or return it where it is the caller's own fault."""
+        try:
+            body = await upstream.body(MAX_ERROR_BYTES)
+        except httpx.TransportError:
+            body = b""
+        refusal = refusal_for_upstream(upstream.status, upstream.headers, body)
+        if refusal is None:
+            bill.settle(NO_USAGE, upstream.status, Reason.INVALID_REQUEST.value)
+            return Answer(bill, upstream.status, upstream.content_type, body)
+        bill.fail(NO_USAGE, refusal.reason)
+        raise refusal
+
+    async def _whole(self, bill: Bill, upstream: UpstreamAnswer) -> Answer:
+        call = bill.admission.call
+        try:
+            body = await upstream.body(MAX_ANSWER_BYTES)
+            usage = self.upstreams.translator_for(call.dialect).usage_of(call, body)
+        except httpx.TransportError as error:
+            bill.fail(_UNKNOWN_USAGE, Reason.UPSTREAM_ERROR)
+            raise self._blamed(bill, answer_was_cut()) from error
+        except Refusal as refusal:
+            bill.fail(_UNKNOWN_USAGE, refusal.reason)
+            raise
+        bill.note_content()
+        bill.settle(usage, _OK)
+        return Answer(bill, upstream.status, upstream.content_type, body)
+
+    @asynccontextmanager
+    async def _streamed(self, bill: Bill, upstream: UpstreamAnswer) -> AsyncIterator[Answer]:
+        call = bill.admission.call
+        translator = self.upstreams.translator_for(call.dialect)
+        reader = translator.stream_reader(call)
+        relay = Relay(
+            upstream.chunks,
+            reader,
+            translator.ping,
+            on_complete=lambda: bill.settle(reader.usage(), _OK),
+            on_content=bill.note_content,
+        )
+        try:
+            head = await relay.head()
+            async with aclosing(self._passed_on(bill, relay, reader, head)) as stream:
+                yield Answer(bill, _OK, upstream.content_type, stream=stream)
+        except Refusal as refusal:
+            # Before the first content nothing was bought, unless the provider says otherwise.
+            bill.fail(reader.reported() or NO_USAGE, refusal.reason)
+            raise self._blamed(bill, refusal) from refusal
+        finally:
+            if not bill.is_closed:
+                bill.settle(reader.usage(), CLIENT_LEFT)
+            await relay.aclose()
+
+    async def _passed_on(
+        self, bill: Bill, relay: Relay, reader: StreamReader, head: bytes
+    ) -> AsyncGenerator[bytes]:
+        """Yield the answer; where it fails, charge what was passed on so far."""
+        try:
+            if head:
+                yield head
+            async with aclosing(relay.rest()) as rest:
+                async for chunk in rest:
+                    yield chunk
+        except Refusal as refusal:
+            bill.settle(reader.usage(), _OK, refusal.reason.value)
+            raise self._blamed(bill, refusal) from refusal
+
+    def _blamed(self, bill: Bill, refusal: Refusal) -> Refusal:
+        """Return why an answer broke off: a revocation ends it just as a broken provider does."""
+        return unknown_key() if bill.is_revoked else refusal
+
+    async def terminate(self, revoked: frozenset[tuple[str, str]]) -> int:
+        """End the answers in flight of revoked subjects; return how many that were."""
+        ended = [
+            (bill, upstream)
+            for bill, upstream in self._open.values()
+            if is_revoked(revoked, bill.admission.key)
+        ]
+        for bill, upstream in ended:
+            bill.is_revoked = True
+            await upstream.hang_up()
+        return len(ended)
+
+
+def _smaller_cap(own_cap: int | None, call: Call, attempt: Attempt, denial: Denial) -> int | None:
+    """Return an output cap that what is left can pay for; None when there is none to try."""
+    if own_cap is None or denial.binding.layer.unit not in (Unit.TOKENS, Unit.SPEND):
+        return None
+    affordable = affordable_output_tokens(call, attempt.price, denial.standings)
+    # Never below the least: refused with that, the caller learns what is short of its own wish.
+    smaller = max(affordable, LEAST_OUTPUT_TOKENS)
+    return smaller if smaller < own_cap else None

@@ -1,0 +1,37 @@
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.customers import Customer, new_customer
+from tests.e2e.leaks import leaks
+from tests.e2e.stack import Stack
+
+# The whole service has a budget a day: enough for all tests together.
+OUT_OF_REACH = {"TOLLKEEPER_DAILY_REQUESTS": "1000000", "TOLLKEEPER_DAILY_BUDGET_USD": "1000"}
+
+NewCustomer = Callable[..., Customer]
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack of two replicas that all tests share which leave it as it was."""
+    running = Stack(tmp_path_factory.mktemp("shared"), environ=OUT_OF_REACH)
+    yield running
+    running.stop()
+    assert leaks(running) == []
+
+
+@pytest.fixture
+def customer(stack: Stack) -> Customer:
+    """A customer of the shared stack with limits that no test reaches."""
+    return new_customer(stack, "--tier", "paid")
+
+
+@pytest.fixture
+def http(stack: Stack) -> Iterator[httpx.Client]:
+    """A plain client without credentials."""
+    with httpx.Client(trust_env=False, timeout=30) as client:
+        yield client

@@ -1,0 +1,306 @@
+"""What is measured, in order: the harness itself, then the data plane."""
+
+import http.client
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from tests.load.answers import event_count
+from tests.load.figures import SATURATED_SHARE, Figure, per_unit_us
+from tests.load.jobs import PATH, Job, Outcome, Target, target
+from tests.load.machine import cpu_seconds, resident_bytes
+from tests.load.redis_work import RedisWork, redis_work
+from tests.load.stack import ROOT, Addresses, BenchError
+
+CONNECTIONS: Final = 64
+EVENTS: Final = 64
+PACE_MS: Final = 20
+# The size of a short answer; every figure of the project is for it.
+ANSWER_BYTES: Final = 448
+_MB: Final = 1_000_000
+_PROBE_DEADLINE_S: Final = 15.0
+# What a generator takes beyond its window: to start, to connect, and for the last answers.
+_GENERATOR_PATIENCE_S: Final = 60.0
+_QUIET_SHARE: Final = 0.05
+_QUIET_POLL_S: Final = 0.5
+_QUIET_DEADLINE_S: Final = 60.0
+# More than this on the data plane's core is somebody else's work, which the figures suffer from.
+_DISTURBED_SHARE: Final = 0.05
+
+Progress = Callable[[str], None]
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """Where processes run; None for both on a machine with one core."""
+
+    data_plane_core: int | None
+    other_core: int | None
+
+
+class Bench:
+    """All phases on one running stack."""
+
+    def __init__(
+        self,
+        addresses: Addresses,
+        api_key: str,
+        placement: Placement,
+        seconds: float,
+        warmup_s: float,
+        progress: Progress,
+    ) -> None:
+        """Prepare; `seconds` is the length of each phase's window."""
+        self._addresses = addresses
+        self._pid = addresses.pids.dataplanes[0]
+        self._api_key = api_key
+        self._placement = placement
+        self._seconds = seconds
+        self._warmup_s = warmup_s
+        self._progress = progress
+        self._json_ceiling = self._stream_ceiling = 0.0
+        self.sent = 0
+
+    def ceilings(self) -> list[Figure]:
+        """Measure the harness: load to mock, without the data plane."""
+        direct = self._direct(whole_body(self._addresses.mock_url))
+        json = self._drive("the harness's ceiling for JSON", direct)
+        stream = self._drive("the harness's ceiling for streams", self._direct(stream_body()))
+        self._json_ceiling, self._stream_ceiling = json.answers_per_s, stream.answers_per_s
+        return [
+            Figure(f"ceiling: requests/s at {CONNECTIONS} connections", self._json_ceiling, "/s"),
+            Figure(f"ceiling: {EVENTS}-event streams/s", self._stream_ceiling, "/s"),
+        ]
+
+    def memory(self, name: str) -> Figure:
+        """Return the data plane's memory now."""
+        return Figure(name, resident_bytes(self._pid) / _MB, "MB")
+
+    def requests(self) -> list[Figure]:
+        """Measure small JSON answers at saturation."""
+        proxied = self._proxied(whole_body(self._addresses.mock_url))
+        outcome, redis = self._drive_counting_redis("requests/s", proxied)
+        seen, share = outcome.latencies[0], outcome.cpu_s["data plane"] / outcome.seconds
+        count = outcome.answers
+        return [
+            Figure(
+                f"requests/s at {CONNECTIONS} connections",
+                outcome.answers_per_s,
+                "/s",
+                self._json_ceiling,
+                self._note(outcome),
+            ),
+            Figure(
+                "data plane CPU per request", per_unit_us(outcome.cpu_s["data plane"], count), "µs"
+            ),
+            Figure("data plane busy", share * 100, "%"),
+            Figure(f"p50 at {CONNECTIONS} connections", seen.p50_ms, "ms"),
+            Figure(f"p99 at {CONNECTIONS} connections", seen.p99_ms, "ms"),
+            Figure("Redis CPU per request", per_unit_us(redis.cpu_s, outcome.sent[0]), "µs"),
+            Figure("of which in scripts", per_unit_us(redis.script_s, outcome.sent[0]), "µs"),
+            Figure("requests per script call", outcome.sent[0] / max(1, redis.script_calls), ""),
+            Figure(
+                "control plane CPU per request",
+                per_unit_us(outcome.cpu_s["control plane"], count),
+                "µs",
+            ),
+        ]
+
+    def added_latency(self) -> list[Figure]:
+        """Measure one connection, a direct request and a proxied one in turns."""
+        body = whole_body(self._addresses.mock_url)
+        outcome = self._drive(
+            "added latency", self._direct(body), self._proxied(body), connections=1
+        )
+        direct, proxied = outcome.latencies
+        note = self._disturbance(outcome)
+        return [
+            Figure("added p50 at one connection", proxied.p50_ms - direct.p50_ms, "ms", note=note),
+            Figure("added p99 at one connection", proxied.p99_ms - direct.p99_ms, "ms", note=note),
+        ]
+
+    def streams(self) -> list[Figure]:
+        """Measure streams whose events come all at once."""
+        proxied = self._proxied(stream_body())
+        outcome = self._drive("streams/s", proxied)
+        cpu_s = outcome.cpu_s["data plane"]
+        return [
+            Figure(
+                f"{EVENTS}-event streams/s at {CONNECTIONS} connections",
+                outcome.answers_per_s,
+                "/s",
+                self._stream_ceiling,
+                self._note(outcome),
+            ),
+            Figure("data plane CPU per stream", per_unit_us(cpu_s, outcome.answers), "µs"),
+            Figure("data plane CPU per event, unpaced", per_unit_us(cpu_s, outcome.events), "µs"),
+        ]
+
+    def paced_streams(self) -> list[Figure]:
+        """Measure streams whose events come one by one, as providers send them."""
+        proxied = self._proxied(stream_body(PACE_MS))
+        nominal_s = EVENTS * PACE_MS / 1000
+        outcome = self._drive("paced streams", proxied, ramp_s=nominal_s)
+        longer = outcome.latencies[0].p99_ms / (nominal_s * 1000) - 1
+        cpu_s = outcome.cpu_s["data plane"]
+        return [
+            Figure(
+                f"data plane CPU per event, paced {PACE_MS} ms",
+                per_unit_us(cpu_s, outcome.events),
+                "µs",
+                note=f"{outcome.events / outcome.seconds:,.0f} events/s on {CONNECTIONS} streams",
+            ),
+            Figure("p99 length of a paced stream", longer * 100, "% longer"),
+        ]
+
+    def _direct(self, body: dict[str, object]) -> Target:
+        return probed(target(self._addresses.mock_url, body))
+
+    def _proxied(self, body: dict[str, object]) -> Target:
+        self.sent += 1
+        return probed(target(self._addresses.base_url, body, self._api_key))
+
+    def _drive_counting_redis(self, name: str, proxied: Target) -> tuple[Outcome, RedisWork]:
+        before = redis_work(self._addresses.redis_url)
+        outcome = self._drive(name, proxied)
+        return outcome, redis_work(self._addresses.redis_url).since(before)
+
+    def _drive(
+        self, name: str, *targets: Target, connections: int = CONNECTIONS, ramp_s: float = 0.0
+    ) -> Outcome:
+        self._quiet()
+        self._progress(f"measuring {name}, {self._seconds:g} s")
+        pids = self._addresses.pids
+        job = Job(
+            targets=targets,
+            connections=connections,
+            takes_turns=len(targets) > 1,
+            seconds=self._seconds,
+            warmup_s=self._warmup_s,
+            ramp_s=ramp_s,
+            watched={"data plane": self._pid, "control plane": pids.controlplane},
+            core=self._placement.data_plane_core,
+        )
+        outcome = generated(job)
+        if outcome.failures:
+            raise BenchError(f"{name}: " + "\n  ".join(("it went wrong:", *outcome.failures)))
+        if len(outcome.latencies) != len(targets):
+            raise BenchError(f"{name}: no answer came in {outcome.seconds:.1f} s")
+        if targets[-1].authorization:
+            self.sent += outcome.sent[-1]
+        return outcome
+
+    def _quiet(self) -> None:
+        """Wait until what the last phase left behind, such as its usage reports, is done."""
+        pids = (self._pid, self._addresses.pids.controlplane)
+        ends_at = time.monotonic() + _QUIET_DEADLINE_S
+        while time.monotonic() < ends_at:
+            before = sum(map(cpu_seconds, pids))
+            time.sleep(_QUIET_POLL_S)
+            if sum(map(cpu_seconds, pids)) - before < _QUIET_SHARE * _QUIET_POLL_S:
+                return
+        self._progress("the programs do not come to rest; going on")
+
+    def _note(self, outcome: Outcome) -> str:
+        """Return what makes a rate less than what the data plane could do."""
+        share = outcome.cpu_s["data plane"] / outcome.seconds
+        limit = "" if share >= SATURATED_SHARE else f"the data plane was {share:.0%} busy"
+        return "; ".join(filter(None, (limit, self._disturbance(outcome))))
+
+    def _disturbance(self, outcome: Outcome) -> str:
+        if self._placement.data_plane_core is None:
+            return ""
+        others_s = outcome.core_busy_s - outcome.cpu_s["data plane"]
+        share = others_s / outcome.seconds
+        return f"others took {share:.0%} of its core" if share > _DISTURBED_SHARE else ""
+
+
+def generated(job: Job) -> Outcome:
+    """Do a job in a process of its own.
+
+    Raises:
+        BenchError: The generator failed; the text says how.
+    """
+    limit_s = job.warmup_s + job.ramp_s + job.seconds + job.answer_deadline_s
+    # The key goes through a pipe: every user of the machine may read argument vectors.
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.load.generator"],
+        input=msgspec.json.encode(job),
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+        timeout=limit_s + _GENERATOR_PATIENCE_S,
+    )
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        raise BenchError(f"the load generator failed: {said}")
+    return msgspec.json.decode(done.stdout, type=Outcome)
+
+
+def whole_body(mock_url: str) -> dict[str, object]:
+    """Return a call whose whole answer has 448 bytes, by asking the mock once how long it is.
+
+    Raises:
+        BenchError: The mock did not answer with status 200.
+    """
+    first = "a" * 100
+    status, answer = posted(target(mock_url, _whole(first)))
+    if status != 200:
+        raise BenchError(f"the mock answered with status {status}")
+    return _whole("a" * (len(first) + ANSWER_BYTES - len(answer)))
+
+
+def _whole(text: str) -> dict[str, object]:
+    return {"model": "mock-echo", "messages": [{"role": "user", "content": text}]}
+
+
+def stream_body(pace_ms: int = 0) -> dict[str, object]:
+    """Return a call whose answer is a stream of 64 events with text."""
+    pace = f"-pace-{pace_ms}" if pace_ms else ""
+    question = [{"role": "user", "content": "Count to sixty-four."}]
+    return {"model": f"mock-tokens-{EVENTS}{pace}", "messages": question, "stream": True}
+
+
+def probed(unknown: Target) -> Target:
+    """Make the call once and look at the answer closely; return the target with what is right.
+
+    Raises:
+        BenchError: The answer is not what was asked for.
+    """
+    status, answer = posted(unknown)
+    if status != 200:
+        raise BenchError(f"the first call got status {status}: {answer[:400].decode()}")
+    if '"stream":true' in unknown.body:
+        events = event_count(answer)
+        pieces = answer.count(b'"content":"') - answer.count(b'"content":""')
+        if pieces != EVENTS or not answer.endswith(b"data: [DONE]\n\n"):
+            raise BenchError(f"the first stream had {pieces} events with text, not {EVENTS}")
+        return msgspec.structs.replace(unknown, answer_events=events)
+    asked = msgspec.json.decode(unknown.body)["messages"][0]["content"]
+    said = msgspec.json.decode(answer)["choices"][0]["message"]["content"]
+    if said != asked:
+        raise BenchError(f"the first answer was {said[:400]!r}")
+    return msgspec.structs.replace(unknown, answer_bytes=len(answer))
+
+
+def posted(to: Target) -> tuple[int, bytes]:
+    """Make one call with the standard library's client; return status and body.
+
+    Raises:
+        BenchError: There was no answer.
+    """
+    connection = http.client.HTTPConnection(to.host, to.port, timeout=_PROBE_DEADLINE_S)
+    headers = {"content-type": "application/json"}
+    if to.authorization:
+        headers["authorization"] = to.authorization
+    try:
+        connection.request("POST", PATH, to.body, headers)
+        response = connection.getresponse()
+        return response.status, response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise BenchError(f"the first call failed: {error}") from error
+    finally:
+        connection.close()

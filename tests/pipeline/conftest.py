@@ -1,0 +1,206 @@
+"""One data plane without a control plane: a snapshot made by hand, everything else real."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from dataplane.bills import BillBook
+from dataplane.domain.calls import Dialect, UsageEvent
+from dataplane.domain.credentials import check_of
+from dataplane.domain.limiting import LayerPlan
+from dataplane.domain.prices import Price, PriceBook
+from dataplane.domain.principals import ApiKey, LimitEntry, Organization, Service, User
+from dataplane.domain.providers import Provider, Router, Rule
+from dataplane.domain.refusals import Reason, Refusal
+from dataplane.domain.snapshot import Position, Snapshot
+from dataplane.embedded_redis import RunningRedis
+from dataplane.http.entry import Entry
+from dataplane.http.errors import status_of
+from dataplane.http.health import Health
+from dataplane.http.quart_app import quart_app
+from dataplane.limits.limiter import Limiter
+from dataplane.mock.server import MockServer
+from dataplane.mock.server import serve as serve_mock
+from dataplane.pipeline import Pipeline
+from dataplane.serving import listen, serve
+from dataplane.upstream.addresses import AllowedAddresses
+from dataplane.upstream.attempts import Upstreams
+from dataplane.upstream.transport import AiohttpTransport
+from tests.pipeline.scripted import ScriptedProvider
+
+Condition = Callable[[], bool]
+LOOPBACK = ("127.0.0.0/8", "::1/128")
+_HEAD = "tk_live_abcdefghijkl_" + "S" * 43
+KEY = _HEAD + check_of(_HEAD)
+
+
+class Records:
+    """What the spool would have been told."""
+
+    def __init__(self) -> None:
+        self.opens: list[UsageEvent] = []
+        self.closes: list[UsageEvent] = []
+        self.is_full = False
+
+    def record_open(self, event: UsageEvent) -> None:
+        self.opens.append(event)
+
+    def record_close(self, event: UsageEvent) -> None:
+        self.closes.append(event)
+
+    def flush(self) -> None:
+        pass
+
+
+@dataclass
+class Configuration:
+    """The snapshot in force; tests replace it."""
+
+    snapshot: Snapshot | None = None
+
+    def get(self) -> Snapshot:
+        if self.snapshot is None:
+            raise Refusal(Reason.CONFIGURATION_UNAVAILABLE, "None yet.", retry_after_seconds=5)
+        return self.snapshot
+
+
+def snapshot_of(mock_url: str, **limits: tuple[LimitEntry, ...]) -> Snapshot:
+    """Return a configuration with one key on the mock; `limits` by `user`, `key`, `organization`, `service`."""
+    organization = Organization("o1", "acme")
+    user = User("u1", "acme/alice", organization, tier="free")
+    key = ApiKey("abcdefghijkl", "acme/alice/laptop", user, "r1")
+    provider = Provider(
+        "p1",
+        "mock",
+        "mock",
+        {Dialect.OPENAI: f"{mock_url}/v1", Dialect.ANTHROPIC: mock_url},
+    )
+    rule = Rule("rule1", 1, provider, ("*",), aliases={"fast": "mock-echo"})
+    price = Price("price1", 3, "mock", "*", 0, 10**9, 2 * 10**9, 10**9, 10**9, 2 * 10**9)
+    names = {
+        "user": "user:u1",
+        "key": "key:abcdefghijkl",
+        "organization": "organization:o1",
+        "service": "global",
+    }
+    return Snapshot(
+        position=Position("epoch", 7, bytes(32)),
+        service=Service(upgrade_url="https://example.com/upgrade"),
+        keys_by_sha256={hashlib.sha256(KEY.encode()).digest(): key},
+        routers={"r1": Router("r1", "default", (rule,))},
+        prices=PriceBook([price]),
+        limits={names[name]: entries for name, entries in limits.items()},
+        applied_at_ms=int(time.time() * 1000),
+    )
+
+
+@dataclass
+class DataPlane:
+    """A proxy on a port of its own, and everything that a test may look at."""
+
+    base_url: str
+    pipeline: Pipeline
+    limiter: Limiter
+    records: Records
+    configuration: Configuration
+    mock: MockServer
+    stop: asyncio.Event
+    client: httpx.AsyncClient = field(repr=False)
+
+    def use(self, snapshot: Snapshot) -> None:
+        self.configuration.snapshot = snapshot
+
+    def limited(self, **limits: tuple[LimitEntry, ...]) -> None:
+        self.use(snapshot_of(self.mock.url, **limits))
+
+    def calls(self, url: str, **limits: tuple[LimitEntry, ...]) -> None:
+        """Send calls to another provider than the mock."""
+        self.use(snapshot_of(url, **limits))
+
+    async def held_nanousd(self) -> int:
+        """Return what is reserved by requests in flight, over all layers of the key."""
+        return sum(each.held for each in await self.limiter.balances(self.plan))
+
+    async def counted(self, name: str) -> int:
+        """Return what one layer has counted."""
+        balances = await self.limiter.balances(self.plan)
+        return next(each.settled for each in balances if each.layer.name == name)
+
+    @property
+    def plan(self) -> LayerPlan:
+        snapshot = self.configuration.get()
+        return snapshot.plan_for(next(iter(snapshot.keys_by_sha256.values())))
+
+    async def until(self, condition: Condition, deadline_seconds: float = 3.0) -> None:
+        async with asyncio.timeout(deadline_seconds):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async def chat(
+        self, model: str = "mock-echo", text: str = "hello", **fields: object
+    ) -> httpx.Response:
+        body = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
+        return await self.client.post("/v1/chat/completions", json=body)
+
+    async def message(
+        self, model: str = "mock-echo", text: str = "hello", **fields: object
+    ) -> httpx.Response:
+        body = {
+            "model": model,
+            "max_tokens": 100,
+            "messages": [{"role": "user", "content": text}],
+            **fields,
+        }
+        return await self.client.post("/v1/messages", json=body)
+
+
+@pytest_asyncio.fixture
+async def provider() -> AsyncIterator[ScriptedProvider]:
+    """A provider that answers what the test says and keeps what it was sent."""
+    async with ScriptedProvider() as scripted:
+        yield scripted
+
+
+@pytest.fixture(params=["entry", "quart"])
+def way_in(request: pytest.FixtureRequest) -> str:
+    """Which way requests come in: ahead of Quart, or through it."""
+    return str(request.param)
+
+
+@pytest_asyncio.fixture
+async def data_plane(
+    redis_server: RunningRedis, way_in: str, request: pytest.FixtureRequest
+) -> AsyncIterator[DataPlane]:
+    mock = await serve_mock("127.0.0.1", 0)
+    limiter = await Limiter.connect(
+        redis_server.url, hash_tag=f"{{{abs(hash(request.node.nodeid)):x}}}"
+    )
+    records, configuration = Records(), Configuration(snapshot_of(mock.url))
+
+    def clock_ms() -> int:
+        return time.time_ns() // 1_000_000
+
+    upstreams = Upstreams(AiohttpTransport(AllowedAddresses(LOOPBACK)))
+    bills = BillBook(records, "node-1", clock_ms, status_of)
+    pipeline = Pipeline(configuration, limiter, upstreams, bills, clock_ms)
+    quart = quart_app(pipeline, Health(pipeline, "0.1.0", lambda: limiter.state.value, lambda: 0))
+    app = Entry(pipeline, quart) if way_in == "entry" else quart
+    sock, stop = listen("127.0.0.1", 0), asyncio.Event()
+    base_url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    server = asyncio.create_task(serve(app, sock, stop, drain_seconds=5))
+    headers = {"authorization": f"Bearer {KEY}"}
+    async with httpx.AsyncClient(
+        base_url=base_url, headers=headers, trust_env=False, timeout=10
+    ) as client:
+        yield DataPlane(base_url, pipeline, limiter, records, configuration, mock, stop, client)
+    stop.set()
+    await server
+    await upstreams.aclose()
+    await limiter.aclose(1.0)
+    await mock.close()
