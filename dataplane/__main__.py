@@ -19,7 +19,7 @@ def main() -> int:
     configure_logging(settings.log_level, settings.log_format, settings.log_prefix)
     try:
         asyncio.run(run(settings))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SpoolInUseError) as error:
         sys.stderr.write(f"tollkeeper dataplane: {error}\n")
         return 1
     return 0
