@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +42,7 @@ from controlplane.snapshots.fleet import Fleet
 from controlplane.snapshots.opening import secret_opener
 from controlplane.snapshots.publisher import Publisher
 from controlplane.store import schema
+from controlplane.store.compaction import compact
 from controlplane.store.database import Store
 from controlplane.store.service import apply_service_settings, ensure_bootstrap_owner
 
@@ -49,6 +50,9 @@ READY_FILE: Final = "controlplane.ready"
 
 # Within 5 s with the second that a stream has for its farewell.
 STOP_GRACE_S: Final = 3.0
+
+# What compaction removes is days old.
+COMPACTION_INTERVAL_S: Final = 3600.0
 
 # A chunk of a transfer stays below 1 MiB, a batch of usage too; the rest is small.
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
@@ -89,7 +93,8 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         publisher = Publisher(store, fleet)
         with _database_errors():
             await publisher.load()
-        await stack.enter_async_context(_following(publisher))
+        await stack.enter_async_context(_running(publisher.run()))
+        await stack.enter_async_context(_running(_compacting(store)))
 
         reports = UsageReportServicer(store)
         server = grpc.aio.server(
@@ -149,14 +154,25 @@ def _database_errors() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _following(publisher: Publisher) -> AsyncIterator[None]:
-    task = asyncio.create_task(publisher.run())
+async def _running(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
+    """Run `work` beside the block, and cancel it after."""
+    task = asyncio.create_task(work)
     try:
         yield
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+async def _compacting(store: Store) -> None:
+    """Forget what nobody needs any more: old tombstones, answers kept for repetitions."""
+    while True:
+        try:
+            await compact(store)
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            _log.warning("compaction failed", error=type(error).__name__)
+        await asyncio.sleep(COMPACTION_INTERVAL_S)
 
 
 def _add_own_services(

@@ -14,6 +14,7 @@ def main() -> int:
         sys.stderr.write(f"tollkeeper dataplane: {error}\n")
         return 2
     from dataplane.app import run
+    from dataplane.control.spool import SpoolInUseError
     from dataplane.telemetry import configure_logging
 
     configure_logging(settings.log_level, settings.log_format, settings.log_prefix)

@@ -11,6 +11,8 @@ _OPTIONS: Final = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.enable_retries", 0),
+    # A proxy of the environment would carry the node's token to another host.
+    ("grpc.enable_http_proxy", 0),
     # Reconnecting is the caller's business, with its own back-off; grpc's grows to two minutes.
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )

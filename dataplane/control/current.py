@@ -66,7 +66,10 @@ class CurrentSnapshot:
             snapshot.position.config_epoch != config_epoch or snapshot.position.revision < revision
         )
         if is_older:
-            self._pending[subject] = (config_epoch, revision)
+            # They may come out of order: the newest one says which transfer contains them all.
+            epoch, newest = self._pending.get(subject, (config_epoch, revision))
+            newest = max(newest, revision) if epoch == config_epoch else revision
+            self._pending[subject] = (config_epoch, newest)
         if snapshot is not None and is_older:
             self._snapshot = replace(snapshot, revoked=frozenset(self._pending))
         if terminates and self._on_termination is not None:

@@ -9,6 +9,7 @@ from dataplane.control import snapshot_file
 from dataplane.control.compile import RawResource, RawSecret
 from dataplane.control.snapshot_file import SnapshotFile
 from dataplane.control.transfers import Contents
+from dataplane.domain.digest import resource_hash
 from dataplane.domain.secret import Secret
 from dataplane.domain.snapshot import Position
 
@@ -25,8 +26,7 @@ class LastKnownGood:
 
     async def load(self) -> Contents | None:
         """Return what was kept, if something readable was."""
-        kept = await asyncio.to_thread(self._file.read)
-        return None if kept is None else _from_file(kept)
+        return await asyncio.to_thread(self._read)
 
     def keep(self, contents: Contents) -> None:
         """Keep `contents` soon; must be called on the event loop."""
@@ -40,13 +40,20 @@ class LastKnownGood:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._writing
 
+    def _read(self) -> Contents | None:
+        kept = self._file.read()
+        return None if kept is None else _from_file(kept)
+
     async def _write(self) -> None:
         while self._newest is not None:
             contents, self._newest = self._newest, None
             try:
-                await asyncio.to_thread(self._file.write, _to_file(contents))
+                await asyncio.to_thread(self._put, contents)
             except OSError as error:
                 _log.error("configuration_not_kept", error=error.strerror)
+
+    def _put(self, contents: Contents) -> None:
+        self._file.write(_to_file(contents))
 
 
 def _to_file(contents: Contents) -> snapshot_file.Contents:
@@ -75,4 +82,10 @@ def _from_file(kept: snapshot_file.Contents) -> Contents:
         credential_id: RawSecret(credential_id, version, Secret(secret))
         for credential_id, version, secret in kept.secrets
     }
-    return Contents(Position(kept.config_epoch, kept.revision, kept.digest), resources, secrets)
+    # The next transfer may be a difference, or nothing at all: its digest starts from these.
+    hashes = {
+        key: resource_hash(raw.kind, raw.resource_id, raw.revision, raw.payload)
+        for key, raw in resources.items()
+    }
+    position = Position(kept.config_epoch, kept.revision, kept.digest)
+    return Contents(position, resources, secrets, hashes)

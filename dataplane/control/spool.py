@@ -6,24 +6,22 @@ import fcntl
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 import structlog
 
 from dataplane.control.spool_records import Kind, UnreadableEventError, encode_event
+from dataplane.control.spool_recovery import Recovered, read_events, recover
 from dataplane.control.spool_segments import (
     Place,
     Segment,
-    numbers_in,
-    read_event,
     read_first_record,
-    read_segment,
     remove_files,
-    remove_orphans,
 )
 from dataplane.domain.calls import UsageEvent
+
+__all__ = ["CAPACITY_BYTES", "SEGMENT_BYTES", "Recovered", "Spool", "SpoolInUseError"]
 
 SEGMENT_BYTES: Final = 8 * 1024 * 1024
 CAPACITY_BYTES: Final = 256 * 1024 * 1024
@@ -43,20 +41,6 @@ _log: Final = structlog.get_logger(__name__)
 
 class SpoolInUseError(Exception):
     """Another process has the directory; the text is one line for people."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """What earlier processes left.
-
-    `opens` are the events of requests that did not come to an end: their process died. `closes`
-    are the ids of those that did and are not in the ledger, oldest first; `read_closes` gives
-    their events.
-    """
-
-    opens: tuple[UsageEvent, ...] = ()
-    closes: tuple[str, ...] = ()
-    damaged_segments: int = 0
 
 
 class Spool:
@@ -110,7 +94,7 @@ class Spool:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = _locked(directory)
         try:
-            segments, recovered = _recover(directory)
+            segments, recovered = recover(directory)
         except BaseException:
             os.close(lock)
             raise
@@ -180,7 +164,7 @@ class Spool:
             OSError: The disk cannot be read now.
         """
         places = [(name, place) for name in request_ids if (place := self._place_of(name))]
-        events, unreadable = await asyncio.to_thread(_read_events, places)
+        events, unreadable = await asyncio.to_thread(read_events, places)
         for request_id in unreadable:
             self.refuse(request_id)
         return events
@@ -307,40 +291,6 @@ def _locked(directory: Path) -> int:
         os.close(lock)
         raise
     return lock
-
-
-def _recover(directory: Path) -> tuple[list[Segment], Recovered]:
-    segments = [Segment(directory, number) for number in numbers_in(directory)]
-    remove_orphans(directory)
-    opens: dict[str, Place] = {}
-    closes: dict[str, None] = {}
-    damaged = 0
-    for segment in segments:
-        still_open, is_damaged = read_segment(segment)
-        damaged += is_damaged
-        opens.update((name, (segment.path, offset)) for name, offset in still_open.items())
-        closes.update(dict.fromkeys(segment.closed_ids()))
-    places = [(name, place) for name, place in opens.items() if name not in closes]
-    # Of an OPEN that cannot be read nobody knows what to charge; the limiter's lease ends by itself.
-    events, unreadable = _read_events(places)
-    for segment in segments:
-        segment.acknowledge(unreadable)
-    return segments, Recovered(tuple(events), tuple(closes), damaged)
-
-
-def _read_events(
-    places: Sequence[tuple[str, Place]],
-) -> tuple[list[UsageEvent], list[str]]:
-    """Return the events that can be read, and the requests of those that cannot."""
-    events: list[UsageEvent] = []
-    unreadable: list[str] = []
-    for request_id, place in places:
-        try:
-            events.append(read_event(place))
-        except UnreadableEventError as error:
-            _log.error("usage_event_unreadable", request_id=request_id, error=str(error))
-            unreadable.append(request_id)
-    return events, unreadable
 
 
 def _sync_all(jobs: Sequence[tuple[int, bool]], directory: Path) -> None:

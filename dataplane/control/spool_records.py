@@ -33,6 +33,9 @@ class Kind(IntEnum):
     ACKNOWLEDGED = 3
 
 
+_KINDS: Final = frozenset(Kind)
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A record that is as it was written; `offset` and `end` are bytes of its file."""
@@ -94,7 +97,7 @@ def records_in(data: bytes) -> Iterator[Record]:
         if end > len(view):
             return
         payload = view[offset + _HEAD.size : end]
-        if _checksum(kind, payload) != checksum or kind not in tuple(Kind):
+        if _checksum(kind, payload) != checksum or kind not in _KINDS:
             raise DamagedRecordError(f"the record at byte {offset} was changed")
         yield Record(Kind(kind), payload, offset, end)
         offset = end

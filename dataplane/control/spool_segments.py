@@ -24,6 +24,8 @@ _SUFFIX: Final = ".spool"
 _ACKNOWLEDGED_SUFFIX: Final = ".acknowledged"
 # Stands for a request of which the segment holds no CLOSE.
 _NO_CLOSE: Final = -1
+# Most records are shorter.
+_USUAL_BYTES: Final = 2_048
 
 # Where a record begins: a byte of a file, or the first of some bytes that follow it or not.
 Place = tuple[Path, int] | bytes
@@ -127,7 +129,8 @@ class Segment:
         if not self.unwritten or offset + MAX_RECORD_BYTES <= self.written:
             return self.path, offset
         # The disk may have taken a part of it.
-        return _read_bytes(self.path, offset) + bytes(self.unwritten[:MAX_RECORD_BYTES])
+        written = self.path.read_bytes()[offset : self.written]
+        return written + bytes(self.unwritten[:MAX_RECORD_BYTES])
 
 
 def numbers_in(directory: Path) -> list[int]:
@@ -201,8 +204,8 @@ def read_first_record(place: Place) -> bytes:
         UnreadableEventError: It is not as it was written.
         OSError: The file cannot be read.
     """
-    data = place if isinstance(place, bytes) else _read_bytes(*place)
     try:
+        data = place if isinstance(place, bytes) else _read_bytes(*place)
         record = next(records_in(data), None)
     except DamagedRecordError as error:
         raise UnreadableEventError(str(error)) from error
@@ -212,7 +215,9 @@ def read_first_record(place: Place) -> bytes:
 def _read_bytes(path: Path, offset: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.pread(descriptor, MAX_RECORD_BYTES, offset)
+        near = os.pread(descriptor, _USUAL_BYTES, offset)
+        is_whole = next(records_in(near), None) is not None
+        return near if is_whole else os.pread(descriptor, MAX_RECORD_BYTES, offset)
     finally:
         os.close(descriptor)
 

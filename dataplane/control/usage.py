@@ -16,7 +16,8 @@ from tollkeeper.usage.v1 import usage_service_pb2 as pb
 from tollkeeper.usage.v1 import usage_service_pb2_grpc as pb_grpc
 
 from dataplane.control.channels import channel_to, check_address
-from dataplane.control.spool import Recovered, Spool
+from dataplane.control.spool import Spool
+from dataplane.control.spool_recovery import Recovered
 from dataplane.control.usage_records import record_from
 from dataplane.domain.calls import UsageEvent
 
@@ -92,6 +93,7 @@ class UsageReporter:
         self._suspects = 0
         self._last_batch_id = 0
         self._progress_at = 0.0
+        self._turn = 0
         self._failures = 0
         self._task: asyncio.Task[None] | None = None
         self._has_work = asyncio.Event()
@@ -155,12 +157,13 @@ class UsageReporter:
     async def _run(self) -> None:
         while True:
             await self._has_work.wait()
-            address = self._addresses[self._failures % len(self._addresses)]
+            address = self._addresses[self._turn % len(self._addresses)]
             try:
                 await self._deliver_to(address)
             except Exception:
                 # The boundary of this task: whatever went wrong, usage must go on being delivered.
                 _log.exception("usage_delivery_failed", address=address)
+            self._turn += 1
             self._failures += 1
             ceiling = min(_BACK_OFF_CAP_S, self._pace.back_off * 2 ** min(self._failures - 1, 16))
             await asyncio.sleep(random.uniform(0, ceiling))  # noqa: S311 - spreads, hides nothing
@@ -222,11 +225,13 @@ class UsageReporter:
                 await self._has_room.wait()  # `_watch` ends it
             batch = await self._next_batch()
             if batch is None:
+                self._note_waiting()
                 continue
             self._last_batch_id += 1
             if not self._on_the_way:
                 self._progress_at = asyncio.get_running_loop().time()
             self._on_the_way.append((self._last_batch_id, batch))
+            self._note_waiting()
             await call.write(
                 pb.ReportUsageRequest(
                     batch_id=self._last_batch_id, node_id=self._node_id, records=batch.records
@@ -242,11 +247,12 @@ class UsageReporter:
                     await self._has_batch.wait()
 
     async def _next_batch(self) -> _Batch | None:
-        """Take the next batch; None when what was taken turned out to be unreadable."""
+        """Take the next batch; None when what was next turned out to be unreadable.
+
+        Nothing waits between taking and returning: a batch is always somewhere.
+        """
         if self._again:
-            batch = self._again.popleft()
-            self._note_waiting()
-            return batch
+            return self._again.popleft()
         head = dict(islice(self._waiting.items(), MAX_BATCH_RECORDS))
         on_disk = [request_id for request_id, event in head.items() if event is None]
         read = (
@@ -269,7 +275,6 @@ class UsageReporter:
             self._in_memory -= event is not None
             request_ids.append(request_id)
             records.append(record)
-        self._note_waiting()
         return _Batch(tuple(request_ids), tuple(records)) if records else None
 
     async def _hear(self, call: _Call) -> None:

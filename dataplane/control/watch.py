@@ -35,6 +35,14 @@ PROTOCOL_VERSION: Final = 1
 _CONNECT_SECONDS: Final = 5.0
 _FIRST_DELAY_SECONDS: Final = 0.1
 _LONGEST_DELAY_SECONDS: Final = 5.0
+# A token that is refused stays so until an operator acts.
+_REFUSED_DELAY_SECONDS: Final = 10.0
+_REFUSED: Final = (
+    grpc.StatusCode.UNAUTHENTICATED.name,
+    grpc.StatusCode.PERMISSION_DENIED.name,
+)
+# An answer must fit into one message, whatever a transfer holds.
+_MAX_NAMED_QUARANTINED: Final = 1_000
 # Silent for three heartbeats: dead.
 _HEARTBEATS_TO_DEATH: Final = 3
 _DEFAULT_HEARTBEAT_SECONDS: Final = 5.0
@@ -131,24 +139,30 @@ class Watch:
                 reason = error.code().name
             except (TimeoutError, asyncio.QueueFull) as error:
                 reason = type(error).__name__
+            except Exception as error:
+                # The last boundary: without this task no change and no revocation would arrive.
+                reason = type(error).__name__
+                _log.exception("config_stream_failed", address=address)
             finally:
                 self.is_connected = False
             # A stream that held for a while was no failure: begin with the shortest delay.
             held_long = time.monotonic() - started_at > _LONGEST_DELAY_SECONDS
             failures = 1 if held_long else failures + 1
-            if failures in (1, 10) or failures % 100 == 0:
+            if reason in _REFUSED:
+                _log.error("node_token_refused", address=address, setting="TOLLKEEPER_JOIN_TOKEN")
+            elif failures in (1, 10) or failures % 100 == 0:
                 _log.warning(
                     "config_stream_lost", address=address, reason=reason, failures=failures
                 )
+            shortest = _FIRST_DELAY_SECONDS
             longest = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2 ** min(failures, 10))
-            if reason == grpc.StatusCode.UNAUTHENTICATED.name:
-                longest = _LONGEST_DELAY_SECONDS
-            await asyncio.sleep(random.uniform(_FIRST_DELAY_SECONDS, longest))  # noqa: S311 - jitter
+            if reason in _REFUSED:
+                shortest, longest = _LONGEST_DELAY_SECONDS, _REFUSED_DELAY_SECONDS
+            await asyncio.sleep(random.uniform(shortest, longest))  # noqa: S311 - jitter
 
     async def _hold(self, address: str) -> None:
         async with channel_to(address) as channel:
-            async with asyncio.timeout(_CONNECT_SECONDS):
-                await channel.channel_ready()
+            # Not waited for: an address that refuses fails at once, a silent one at the Welcome.
             session = _Session(asyncio.Queue(_MAX_OUTGOING), time.monotonic())
             session.say(pb.StreamConfigRequest(hello=self._hello()))
             stream = pb_grpc.ConfigServiceStub(channel).StreamConfig(
@@ -230,13 +244,16 @@ class Watch:
 
     def _revoke(self, session: _Session, revocation: pb.Revocation) -> None:
         kind = _SUBJECTS.get(revocation.subject.kind)
-        if kind is not None:
-            self._current.revoke(
-                (kind, revocation.subject.id),
-                revocation.config_epoch,
-                revocation.revision,
-                terminates=revocation.terminate_streams,
-            )
+        if kind is None:
+            # Silence is the truth: an answer would be counted in the receipt as "in force here".
+            _log.warning("revocation_unknown", revocation_id=revocation.revocation_id)
+            return
+        self._current.revoke(
+            (kind, revocation.subject.id),
+            revocation.config_epoch,
+            revocation.revision,
+            terminates=revocation.terminate_streams,
+        )
         answer = pb.RevocationAck(revocation_id=revocation.revocation_id)
         session.say(pb.StreamConfigRequest(revocation_ack=answer))
 
@@ -283,7 +300,7 @@ class Watch:
                     resource=resources_pb2.ResourceRef(kind=each.kind, id=each.resource_id),  # type: ignore[arg-type] # as it was received
                     detail=each.detail,
                 )
-                for each in quarantined
+                for each in quarantined[:_MAX_NAMED_QUARANTINED]
             ],
         )
         session.say(pb.StreamConfigRequest(ack=ack))

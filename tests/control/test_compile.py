@@ -1,8 +1,9 @@
 """From resources to a snapshot: what is refused whole, what is set aside, what is tolerated."""
 
 import asyncio
+import gc
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -18,9 +19,10 @@ from dataplane.control.compile import (
     compile_snapshot,
 )
 from dataplane.domain.calls import Dialect
+from dataplane.domain.limiting import MAX_LAYERS
 from dataplane.domain.secret import Secret
 from dataplane.domain.snapshot import Position
-from tests.control.compile_cases import (
+from tests.control.configurations import (
     configuration,
     key,
     limit,
@@ -222,9 +224,9 @@ async def test_more_layers_than_a_request_may_have_refuse_everything() -> None:
     subjects = ("global", "organization:acme", "user:alice", "key:key000000000")
     at_most = [subject_limits(subject, many) for subject in subjects[:3]]
 
-    assert (await _compiled(_with(*at_most))).snapshot.plan_for(
-        (await _compiled(_with(*at_most))).snapshot.keys_by_sha256[sha256_of(0)]
-    )
+    snapshot = (await _compiled(_with(*at_most))).snapshot
+    plan = snapshot.plan_for(snapshot.keys_by_sha256[sha256_of(0)])
+    assert len(plan.layers) == MAX_LAYERS
     one_more = subject_limits(subjects[3], [limit()])
     problems = await _problems(_with(*at_most, one_more))
     assert any("24" in problem for problem in problems)
@@ -362,21 +364,35 @@ async def test_what_a_newer_control_plane_says_matches_nothing() -> None:
     assert len(snapshot.plan_for(snapshot.keys_by_sha256[sha256_of(0)]).layers) == 1
 
 
+@pytest.fixture
+def settled_heap() -> Iterator[None]:
+    """Collect garbage as the running program does: what stands at the start is left alone."""
+    threshold = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    yield
+    gc.set_threshold(*threshold)
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("settled_heap")
 async def test_a_large_configuration_does_not_hold_the_event_loop() -> None:
     resources = configuration(20_000)
-    longest_seconds = 0.0
+    raw = [RawResource(each.kind, each.id, each.revision, each.payload) for each in resources]
+    holds_seconds: list[float] = []
 
     async def beat() -> None:
-        nonlocal longest_seconds
         while True:
-            before = time.perf_counter()
+            # The time of this thread: what other processes take of the machine is not ours.
+            before = time.thread_time()
             await asyncio.sleep(0)
-            longest_seconds = max(longest_seconds, time.perf_counter() - before)
+            holds_seconds.append(time.thread_time() - before)
 
-    raw = [RawResource(each.kind, each.id, each.revision, each.payload) for each in resources]
     heartbeat = asyncio.create_task(beat())
     compiled = await compile_snapshot(Position("e", 1, bytes(32)), raw, {}, 0)
     heartbeat.cancel()
 
     assert len(compiled.snapshot.keys_by_sha256) == 20_000
-    assert longest_seconds < 0.020
+    assert len(holds_seconds) > 5
+    assert max(holds_seconds) < 0.020

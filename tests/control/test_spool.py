@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from dataplane.control import spool as spool_module
-from dataplane.control.spool import Recovered, Spool, SpoolInUseError
+from dataplane.control.spool import Spool, SpoolInUseError
 from dataplane.control.spool_records import Kind, encode_event
+from dataplane.control.spool_recovery import Recovered
 from dataplane.domain.calls import UsageEvent, UsageState
 from tests.control.usage_events import until, usage_event
 
@@ -204,7 +205,9 @@ def test_a_killed_process_loses_nothing_that_was_flushed(tmp_path: Path) -> None
         lines = [writer.stdout.readline() for _ in range(300)]
     finally:
         writer.send_signal(signal.SIGKILL)
-        rest = writer.communicate(timeout=10)[0].splitlines()
+        assert writer.stdout is not None
+        rest = writer.stdout.read().splitlines()
+        writer.communicate(timeout=10)
     flushed = [json.loads(line) for line in [*lines, *rest] if line.rstrip().endswith("]")]
     opened = {name for kind, name in flushed if kind == "open"}
     closed = {name for kind, name in flushed if kind == "close"}

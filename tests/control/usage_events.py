@@ -58,5 +58,5 @@ def usage_event(state: UsageState = UsageState.SETTLED, request: str = "") -> Us
 async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     """Wait for a condition that others bring about."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - it is not ours to signal
+        while not condition():
             await asyncio.sleep(0.005)

@@ -1,0 +1,88 @@
+"""The snapshot in force, and what a revocation does to it ahead of its transfer."""
+
+import pytest
+
+from dataplane.control.current import CurrentSnapshot, Revoked
+from dataplane.domain.prices import PriceBook
+from dataplane.domain.principals import Service
+from dataplane.domain.refusals import Reason, Refusal
+from dataplane.domain.snapshot import Position, Snapshot
+
+_KEY = ("key", "abcdefghijkl")
+_USER = ("user", "mnopqrstuvwx")
+
+
+def _snapshot(revision: int, epoch: str = "epoch-1") -> Snapshot:
+    return Snapshot(
+        position=Position(epoch, revision, bytes(32)),
+        service=Service(),
+        keys_by_sha256={},
+        routers={},
+        prices=PriceBook([]),
+        limits={},
+    )
+
+
+def test_before_the_first_snapshot_a_caller_is_told_to_wait() -> None:
+    with pytest.raises(Refusal) as caught:
+        CurrentSnapshot().get()
+    assert caught.value.reason is Reason.CONFIGURATION_UNAVAILABLE
+    assert caught.value.retry_after_seconds == 5
+
+
+def test_a_request_keeps_the_snapshot_that_it_began_with() -> None:
+    current = CurrentSnapshot()
+    current.replace(_snapshot(1))
+    seen = current.get()
+    current.revoke(_KEY, "epoch-1", 2, terminates=False)
+    current.replace(_snapshot(2))
+    assert seen.position.revision == 1
+    assert seen.revoked == frozenset()
+
+
+def test_a_revocation_survives_older_transfers_and_ends_with_the_one_that_contains_it() -> None:
+    current = CurrentSnapshot()
+    current.replace(_snapshot(3))
+    current.revoke(_KEY, "epoch-1", 5, terminates=False)
+    assert current.get().revoked == {_KEY}
+    current.replace(_snapshot(4))
+    assert current.get().revoked == {_KEY}
+    current.replace(_snapshot(5))
+    assert current.get().revoked == frozenset()
+
+
+def test_a_revocation_before_the_first_snapshot_counts_in_it() -> None:
+    current = CurrentSnapshot()
+    current.revoke(_KEY, "epoch-1", 5, terminates=False)
+    current.replace(_snapshot(4))
+    assert current.get().revoked == {_KEY}
+
+
+def test_a_revocation_that_the_snapshot_contains_changes_nothing() -> None:
+    current = CurrentSnapshot()
+    current.replace(_snapshot(5))
+    before = current.get()
+    current.revoke(_KEY, "epoch-1", 5, terminates=False)
+    assert current.get() is before
+
+
+@pytest.mark.parametrize("revisions", [(7, 9), (9, 7)])
+def test_two_revocations_of_one_subject_end_with_the_newer(revisions: tuple[int, int]) -> None:
+    current = CurrentSnapshot()
+    current.replace(_snapshot(6))
+    for revision in revisions:
+        current.revoke(_KEY, "epoch-1", revision, terminates=False)
+    current.replace(_snapshot(8))
+    assert current.get().revoked == {_KEY}
+    current.replace(_snapshot(9))
+    assert current.get().revoked == frozenset()
+
+
+def test_streams_are_ended_for_a_known_revocation_too_but_only_where_asked() -> None:
+    ended: list[Revoked] = []
+    current = CurrentSnapshot(ended.append)
+    current.replace(_snapshot(5))
+    current.revoke(_KEY, "epoch-1", 5, terminates=True)
+    current.revoke(_USER, "epoch-1", 6, terminates=False)
+    assert ended == [frozenset({_KEY})]
+    assert current.get().revoked == {_USER}

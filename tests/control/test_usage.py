@@ -1,0 +1,387 @@
+"""Delivery of usage: every request at least once, whatever happens to the control plane."""
+
+import asyncio
+import dataclasses
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from structlog.testing import capture_logs
+from tollkeeper.config.v1 import resources_pb2
+from tollkeeper.usage.v1 import usage_service_pb2 as pb
+from tollkeeper.usage.v1 import usage_service_pb2_grpc as pb_grpc
+
+from dataplane.bills import Reporter
+from dataplane.control.spool import Spool
+from dataplane.control.spool_recovery import Recovered
+from dataplane.control.usage import Pace, UsageReporter
+from dataplane.control.usage_records import DIALECTS, SOURCES, STATES, record_from
+from dataplane.domain.calls import Dialect, UsageSource, UsageState
+from tests.control.usage_events import until, usage_event
+
+_TOKEN = "node-token-that-is-long-enough-for-anybody"
+_PACE = Pace(gathering=0.01, back_off=0.02)
+_Context = grpc.aio.ServicerContext[pb.ReportUsageRequest, pb.ReportUsageResponse]
+_Answer = Callable[[pb.ReportUsageRequest, _Context], Awaitable[bool]]
+
+
+async def _take(_request: pb.ReportUsageRequest, _context: _Context) -> bool:
+    return True
+
+
+class _Ledger(pb_grpc.UsageServiceServicer):
+    """A control plane whose answers a test chooses: acknowledge, stay silent, or end the stream."""
+
+    def __init__(self) -> None:
+        self.answer: _Answer = _take
+        self.batches: list[pb.ReportUsageRequest] = []
+        self.taken: list[str] = []
+        self.tokens: set[str] = set()
+        self.streams = 0
+        self.address = ""
+        self._server: grpc.aio.Server | None = None
+
+    async def ReportUsage(  # noqa: N802 - named by the contract
+        self, request_iterator: AsyncIterator[pb.ReportUsageRequest], context: _Context
+    ) -> AsyncIterator[pb.ReportUsageResponse]:
+        self.streams += 1
+        metadata = dict(context.invocation_metadata() or ())
+        self.tokens.add(str(metadata.get("authorization")))
+        async for request in request_iterator:
+            self.batches.append(request)
+            if await self.answer(request, context):
+                self.taken += [record.request_id for record in request.records]
+                yield pb.ReportUsageResponse(batch_id=request.batch_id)
+
+    async def start(self) -> None:
+        self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+        pb_grpc.add_UsageServiceServicer_to_server(self, self._server)
+        port = self._server.add_insecure_port(self.address or "127.0.0.1:0")
+        self.address = f"127.0.0.1:{port}"
+        await self._server.start()
+
+    async def die(self) -> None:
+        if self._server is not None:
+            server, self._server = self._server, None
+            await server.stop(None)
+
+
+@pytest.fixture
+async def ledger() -> AsyncIterator[_Ledger]:
+    ledger = _Ledger()
+    await ledger.start()
+    yield ledger
+    await ledger.die()
+
+
+def _reporter(
+    directory: Path, *addresses: str, pace: Pace = _PACE, max_events_in_memory: int = 10_000
+) -> UsageReporter:
+    spool, recovered = Spool.open(directory)
+    return UsageReporter(
+        spool, recovered, addresses, _TOKEN, "this-node", pace, max_events_in_memory
+    )
+
+
+def _close(reporter: Reporter, count: int) -> list[str]:
+    events = [usage_event() for _ in range(count)]
+    for event in events:
+        reporter.record_close(event)
+    reporter.flush()
+    return [event.request_id for event in events]
+
+
+async def test_every_request_is_delivered_in_order_and_leaves_the_disk(
+    tmp_path: Path, ledger: _Ledger
+) -> None:
+    reporter = _reporter(tmp_path, ledger.address)
+    reporter.start()
+    opened = usage_event(UsageState.ABANDONED)
+    reporter.record_open(opened)
+    ids = _close(reporter, 1_234)
+    reporter.record_close(usage_event(request=opened.request_id))
+    reporter.flush()
+    assert reporter.unreported_records == 1_235
+    await until(lambda: reporter.unreported_records == 0)
+    assert ledger.taken == [*ids, opened.request_id]
+    assert max(len(batch.records) for batch in ledger.batches) == 500
+    assert [batch.batch_id for batch in ledger.batches] == [1, 2, 3]
+    assert {batch.node_id for batch in ledger.batches} == {"this-node"}
+    assert ledger.tokens == {f"Bearer {_TOKEN}"}
+    await reporter.aclose(1)
+    assert os.listdir(tmp_path) == ["lock"]
+
+
+async def test_requests_that_end_together_share_a_batch(tmp_path: Path, ledger: _Ledger) -> None:
+    reporter = _reporter(tmp_path, ledger.address, pace=Pace(gathering=0.2))
+    reporter.start()
+    for _ in range(5):
+        _close(reporter, 1)
+        await asyncio.sleep(0)
+    await until(lambda: reporter.unreported_records == 0)
+    assert [len(batch.records) for batch in ledger.batches] == [5]
+    await reporter.aclose(1)
+
+
+async def test_what_was_not_acknowledged_is_sent_again_after_the_server_died(
+    tmp_path: Path, ledger: _Ledger
+) -> None:
+    async def first_only(request: pb.ReportUsageRequest, _context: _Context) -> bool:
+        return request.batch_id == 1
+
+    ledger.answer = first_only
+    reporter = _reporter(tmp_path, ledger.address)
+    reporter.start()
+    ids = _close(reporter, 1_300)
+    await until(lambda: len(ledger.batches) == 3 and reporter.unreported_records == 800)
+    await ledger.die()
+    ledger.answer = _take
+    await ledger.start()
+    await until(lambda: reporter.unreported_records == 0)
+    assert ledger.taken == ids
+    assert ledger.streams == 2
+    await reporter.aclose(1)
+
+
+async def test_at_most_four_batches_are_on_the_way(tmp_path: Path, ledger: _Ledger) -> None:
+    go_on = asyncio.Event()
+
+    async def later(_request: pb.ReportUsageRequest, _context: _Context) -> bool:
+        return await go_on.wait()
+
+    ledger.answer = later
+    reporter = _reporter(tmp_path, ledger.address)
+    reporter.start()
+    ids = _close(reporter, 3_000)
+    await until(lambda: len(reporter._on_the_way) == 4)
+    await until(lambda: len(ledger.batches) == 1)
+    assert len(reporter._waiting) == 1_000
+    go_on.set()
+    await until(lambda: reporter.unreported_records == 0)
+    assert ledger.taken == ids
+    await reporter.aclose(1)
+
+
+async def test_a_control_plane_that_says_nothing_is_left_for_the_next(
+    tmp_path: Path, ledger: _Ledger
+) -> None:
+    async def silent(_request: pb.ReportUsageRequest, _context: _Context) -> bool:
+        return False
+
+    other = _Ledger()
+    await other.start()
+    ledger.answer = silent
+    pace = Pace(gathering=0.01, acknowledgement=0.2, back_off=0.02)
+    reporter = _reporter(tmp_path, ledger.address, other.address, pace=pace)
+    reporter.start()
+    ids = _close(reporter, 3)
+    await until(lambda: reporter.unreported_records == 0)
+    assert other.taken == ids
+    assert len(ledger.batches) == 1
+    await reporter.aclose(1)
+    await other.die()
+
+
+async def test_an_acknowledgement_out_of_order_counts_for_nothing(
+    tmp_path: Path, ledger: _Ledger
+) -> None:
+    taken = 0
+
+    async def ahead(request: pb.ReportUsageRequest, context: _Context) -> bool:
+        nonlocal taken
+        taken += 1
+        request.batch_id += taken == 1
+        return True
+
+    ledger.answer = ahead
+    reporter = _reporter(tmp_path, ledger.address)
+    reporter.start()
+    with capture_logs() as logs:
+        ids = _close(reporter, 2)
+        await until(lambda: reporter.unreported_records == 0)
+    assert ledger.taken == ids * 2
+    assert "usage_acknowledgement_unexpected" in [entry["event"] for entry in logs]
+    await reporter.aclose(1)
+
+
+async def test_usage_of_an_outage_is_delivered_after_it_from_memory_and_disk(
+    tmp_path: Path, ledger: _Ledger
+) -> None:
+    await ledger.die()
+    reporter = _reporter(tmp_path, ledger.address, max_events_in_memory=600)
+    reporter.start()
+    ids = _close(reporter, 1_700)
+    assert sum(event is not None for event in reporter._waiting.values()) == 600
+    await until(lambda: reporter._failures >= 3)
+    await ledger.start()
+    ids += _close(reporter, 1)
+    await until(lambda: reporter.unreported_records == 0)
+    assert ledger.taken == ids
+    assert reporter._in_memory == 0
+    await reporter.aclose(1)
+
+
+async def test_what_an_earlier_process_left_is_delivered(tmp_path: Path, ledger: _Ledger) -> None:
+    spool, _ = Spool.open(tmp_path)
+    finished, died = usage_event(), usage_event(UsageState.ABANDONED)
+    spool.append_open(died)
+    spool.append_close(finished)
+    await spool.aclose()
+    reporter = _reporter(tmp_path, ledger.address)
+    assert reporter.unreported_records == 2
+    reporter.start()
+    await until(lambda: reporter.unreported_records == 0)
+    records = {record.request_id: record for batch in ledger.batches for record in batch.records}
+    assert records == {event.request_id: record_from(event) for event in (finished, died)}
+    assert records[died.request_id].state == pb.USAGE_STATE_ABANDONED
+    await reporter.aclose(1)
+    spool, recovered = Spool.open(tmp_path)
+    assert recovered == Recovered()
+    await spool.aclose()
+
+
+async def test_an_abandoned_request_stays_abandoned_when_nobody_could_be_told(
+    tmp_path: Path,
+) -> None:
+    spool, _ = Spool.open(tmp_path)
+    died = usage_event(UsageState.ABANDONED)
+    spool.append_open(died)
+    await spool.aclose()
+    reporter = _reporter(tmp_path, "127.0.0.1:1")
+    await reporter.aclose(0)
+    spool, recovered = Spool.open(tmp_path)
+    assert recovered == Recovered((), (died.request_id,))
+    await spool.aclose()
+
+
+async def test_closing_delivers_what_it_can_and_leaves_the_rest(
+    tmp_path: Path, ledger: _Ledger
+) -> None:
+    reporter = _reporter(tmp_path, ledger.address, pace=Pace(gathering=0.05))
+    reporter.start()
+    ids = _close(reporter, 10)
+    await reporter.aclose(5)
+    assert ledger.taken == ids
+    await ledger.die()
+    reporter = _reporter(tmp_path, ledger.address)
+    reporter.start()
+    rest = _close(reporter, 10)
+    await reporter.aclose(0.05)
+    spool, recovered = Spool.open(tmp_path)
+    assert list(recovered.closes) == rest
+    await spool.aclose()
+
+
+async def test_a_record_that_the_ledger_never_takes_is_put_aside_and_the_others_arrive(
+    tmp_path: Path, ledger: _Ledger
+) -> None:
+    bad: set[str] = set()
+
+    async def picky(request: pb.ReportUsageRequest, context: _Context) -> bool:
+        if bad & {record.request_id for record in request.records}:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "ip makes no sense")
+        return True
+
+    ledger.answer = picky
+    reporter = _reporter(tmp_path, ledger.address)
+    ids = _close(reporter, 40)
+    bad |= {ids[3], ids[20]}
+    reporter.start()
+    await until(lambda: reporter.unreported_records == 0)
+    ids += _close(reporter, 2)
+    await until(lambda: reporter.unreported_records == 0)
+    assert ledger.taken == [request_id for request_id in ids if request_id not in bad]
+    assert len(ledger.batches[-1].records) == 2
+    refused = (tmp_path / "refused").read_bytes()
+    assert [name for name in ids if name.encode() in refused] == [ids[3], ids[20]]
+    await reporter.aclose(1)
+
+
+async def test_endless_texts_are_cut_and_a_batch_stays_small(
+    tmp_path: Path, ledger: _Ledger
+) -> None:
+    reporter = _reporter(tmp_path, ledger.address)
+    text = "\N{SNOWMAN}" * 2_000
+    for _ in range(500):
+        long = dataclasses.replace(
+            usage_event(),
+            client_request_id=text,
+            organization=text,
+            user=text,
+            key=text,
+            router=text,
+            requested_model=text,
+        )
+        reporter.record_close(long)
+    reporter.flush()
+    reporter.start()
+    await until(lambda: reporter.unreported_records == 0)
+    assert len(ledger.taken) == 500
+    assert 3 <= len(ledger.batches) <= 6
+    assert max(batch.ByteSize() for batch in ledger.batches) < 2_100_000
+    await reporter.aclose(1)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1:50051", "controlplane:50051", "0.0.0.0:1"])
+async def test_a_token_does_not_leave_this_machine_in_clear(tmp_path: Path, address: str) -> None:
+    spool, recovered = Spool.open(tmp_path)
+    with pytest.raises(ValueError, match="only loopback"):
+        UsageReporter(spool, recovered, ["127.0.0.1:1", address], _TOKEN, "node")
+    await spool.aclose()
+
+
+async def test_a_full_spool_makes_the_reporter_full(tmp_path: Path) -> None:
+    spool, recovered = Spool.open(tmp_path, capacity_bytes=2_000)
+    reporter: Reporter = UsageReporter(spool, recovered, ["127.0.0.1:1"], _TOKEN, "node")
+    assert not reporter.is_full
+    _close(reporter, 3)
+    assert reporter.is_full
+    await spool.aclose()
+
+
+def test_a_record_says_all_that_an_event_says() -> None:
+    event = usage_event()
+    record = record_from(event)
+    absent = {"device_id", "is_cached"}
+    fields = {field.name for field in pb.UsageRecord.DESCRIPTOR.fields}
+    assert {field.name for field, _ in record.ListFields()} == fields - absent
+    values: dict[str, Any] = {
+        field.name: getattr(event, field.name) for field in dataclasses.fields(event)
+    }
+    used = values.pop("usage")
+    values |= {field.name: getattr(used, field.name) for field in dataclasses.fields(used)}
+    plain = (
+        fields - absent - {"state", "source", "dialect", "started_at", "generations", "is_failover"}
+    )
+    assert {name: getattr(record, name) for name in plain} == {name: values[name] for name in plain}
+    texts_and_numbers = [values[name] for name in plain - {"stream"}]
+    assert len(set(texts_and_numbers)) == len(texts_and_numbers)
+    assert record.state == pb.USAGE_STATE_SETTLED
+    assert record.source == pb.USAGE_SOURCE_PARTIAL
+    assert record.dialect == resources_pb2.DIALECT_ANTHROPIC
+    assert record.started_at.ToMilliseconds() == event.started_at_ms
+    assert [(each.layer, each.reset_generation) for each in record.generations] == [
+        ("user_requests_per_day", 3)
+    ]
+    assert record.is_failover
+    assert not record_from(dataclasses.replace(event, attempts=1)).is_failover
+
+
+@pytest.mark.parametrize(
+    ("table", "ours", "prefix", "theirs"),
+    [
+        (STATES, UsageState, "USAGE_STATE_", pb.UsageState),
+        (SOURCES, UsageSource, "USAGE_SOURCE_", pb.UsageSource),
+        (DIALECTS, Dialect, "DIALECT_", resources_pb2.Dialect),
+    ],
+)
+def test_tables_name_every_value_of_both_sides_alike(
+    table: dict[Any, int], ours: Any, prefix: str, theirs: Any
+) -> None:
+    named = {each: f"{prefix}{each.value.upper() or 'UNSPECIFIED'}" for each in ours}
+    assert {each: theirs.Name(number) for each, number in table.items()} == named
+    assert set(theirs.values()) - {0} == set(table.values()) - {0}
