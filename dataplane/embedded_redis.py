@@ -166,7 +166,7 @@ def _serve(data_dir: Path, port: int) -> int:
     if os.getppid() != parent:
         return 1
     try:
-        redis = start(data_dir, port)
+        redis = start(data_dir, port, _kept_password(data_dir))
     except EmbeddedRedisError as error:
         print(error, file=sys.stderr)  # noqa: T201 - a program's own output
         return 1
@@ -179,6 +179,23 @@ def _serve(data_dir: Path, port: int) -> int:
         return 0
     finally:
         redis.stop()
+
+
+def _kept_password(data_dir: Path) -> str:
+    """Return the password of this data directory, made once.
+
+    A server that is started again must be the one that its clients' URL opens.
+    """
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = data_dir / "password"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text(encoding="utf-8")
+    password = secrets.token_urlsafe(32)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(password)
+    return password
 
 
 def _interrupt(_number: int, _frame: object) -> None:

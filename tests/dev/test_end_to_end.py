@@ -99,7 +99,8 @@ def test_the_first_start_creates_what_is_promised(
     check_what_is_promised(ready)
 
 
-def check_what_is_promised(ready: dict[str, Any]) -> None:
+def check_what_is_promised(ready: dict[str, Any]) -> int:
+    """Check the resources of the demonstration and return the revision of their last change."""
     call = administrator(ready)
 
     with grpc.insecure_channel(ready["admin_address"]) as channel:
@@ -131,6 +132,7 @@ def check_what_is_promised(ready: dict[str, Any]) -> None:
     assert [model for model, _ in rates] == ["mock-*"]
     assert rates[0][1].input_nanousd_per_million == 1_000_000_000
     assert rates[0][1].output_nanousd_per_million == 2_000_000_000
+    return max(key.revision, provider.revision)
 
 
 async def test_seeding_again_replaces_a_lost_key_and_doubles_nothing(
@@ -145,8 +147,8 @@ async def test_seeding_again_replaces_a_lost_key_and_doubles_nothing(
     assert unchanged == api_key != ready["api_key"]
     # The other tests share the stack.
     ready["api_key"] = api_key
-    check_what_is_promised(ready)
-    eventually(functools.partial(is_applied_everywhere, ready))
+    revision = check_what_is_promised(ready)
+    eventually(functools.partial(is_applied_everywhere, ready, revision))
 
 
 async def test_the_mock_is_followed_only_where_the_configuration_still_points_to_it(
@@ -164,8 +166,8 @@ async def test_the_mock_is_followed_only_where_the_configuration_still_points_to
             check_what_is_promised(ready)
 
         await administrator_of_dev.move_mock(elsewhere, ready["mock_url"])
-    check_what_is_promised(ready)
-    eventually(functools.partial(is_applied_everywhere, ready))
+    revision = check_what_is_promised(ready)
+    eventually(functools.partial(is_applied_everywhere, ready, revision))
 
 
 async def test_a_refusal_of_the_control_plane_ends_the_start_with_its_reason(
@@ -192,12 +194,14 @@ def test_the_stack_serves_again_after_each_of_its_servers_was_killed(
         eventually(functools.partial(answers, base_url, ready["api_key"]))
 
 
-def is_applied_everywhere(ready: dict[str, Any]) -> bool:
+def is_applied_everywhere(ready: dict[str, Any], revision: int) -> bool:
     with grpc.insecure_channel(ready["admin_address"]) as channel:
-        answer = node_service_pb2_grpc.NodeServiceStub(channel).ListNodes(
-            node_service_pb2.ListNodesRequest(), **administrator(ready)
+        nodes = (
+            node_service_pb2_grpc.NodeServiceStub(channel)
+            .ListNodes(node_service_pb2.ListNodesRequest(), **administrator(ready))
+            .nodes
         )
-    applied = [node.applied == answer.current for node in answer.nodes]
+    applied = [node.applied.revision >= revision for node in nodes]
     return applied == [True] * len(ready["base_urls"])
 
 

@@ -1,6 +1,5 @@
 import json
 import socket
-from pathlib import Path
 
 from tests.dev.conftest import StartDev
 from tests.dev.running import RunningDev
@@ -23,6 +22,8 @@ def test_a_second_start_keeps_the_key_and_the_mock_and_changes_nothing(start_dev
     kept = ("api_key", "admin_token", "mock_url")
     assert [second[name] for name in kept] == [first[name] for name in kept]
     assert not [event for event in again.events() if event.split()[0] not in ("start", "stop")]
+    seeded = json.loads((again.data_dir / "seeded").read_text(encoding="utf-8"))
+    assert (seeded["is_complete"], seeded["mock_url"]) == (True, first["mock_url"])
 
 
 def test_a_start_that_died_while_seeding_is_finished_by_the_next(start_dev: StartDev) -> None:
@@ -83,13 +84,3 @@ def test_a_database_that_was_removed_is_seeded_anew(start_dev: StartDev) -> None
     second = stopped(start_dev())
 
     assert second["api_key"] != first["api_key"]
-
-
-def test_what_is_remembered_can_be_read_by_people(start_dev: StartDev, tmp_path: Path) -> None:
-    dev = start_dev()
-    ready = stopped(dev)
-
-    seeded = json.loads((dev.data_dir / "seeded").read_text(encoding="utf-8"))
-
-    assert seeded["is_complete"] is True
-    assert seeded["mock_url"] == ready["mock_url"]
