@@ -31,6 +31,7 @@ from dataplane.limits.operations import (
     decode,
     encode,
 )
+from dataplane.limits.patience import TICK_SECONDS, AttentiveClock
 from dataplane.limits.pending import Pending
 from dataplane.limits.server_clock import ServerClock
 
@@ -38,7 +39,7 @@ from dataplane.limits.server_clock import ServerClock
 MAX_BATCH: Final = 64
 # Of a full batch this many places are for the background, so that neither starves.
 BACKGROUND_SHARE: Final = 16
-# From the moment a caller waits, retry included.
+# How long a caller waits while Redis answers nobody, retry included.
 ADMIT_SECONDS: Final = 0.1
 ADMIT_ATTEMPTS: Final = 2
 MAX_WAITING_ADMITS: Final = 10_000
@@ -77,6 +78,9 @@ class Batcher:
         self._in_flight: list[Pending] = []
         self._deadlines: deque[Pending] = deque()
         self._alarm: asyncio.TimerHandle | None = None
+        self._attention = AttentiveClock()
+        # Until then nobody has waited too long: Redis has just answered.
+        self._patient_until = 0.0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -96,7 +100,11 @@ class Batcher:
         self._task = asyncio.create_task(self._run(), name="limits-batcher")
 
     def admit(self, operation: Admit) -> asyncio.Future[Answer]:
-        """Queue an admit; the future has its answer within 100 ms or `LimitsUnavailable`.
+        """Queue an admit; its future has the answer, or `LimitsUnavailable` after 100 ms without any.
+
+        While Redis answers, the queue moves and its callers wait for their turn, at most
+        `MAX_WAITING_ADMITS / MAX_BATCH` calls. A turn of our own loop that was late counts as a
+        short one (`patience`).
 
         Cancelling the future never disturbs the call that carries it; what it reserved
         is released.
@@ -107,10 +115,11 @@ class Batcher:
         if self._is_closed or self.breaker.is_open or len(self._first) >= MAX_WAITING_ADMITS:
             raise LimitsUnavailable("the counters cannot be reached")
         future: asyncio.Future[Answer] = self._loop.create_future()
-        pending = Pending(operation, future, self._loop.time() + ADMIT_SECONDS)
-        self._deadlines.append(pending)
         if self._alarm is None:
-            self._alarm = self._loop.call_at(pending.deadline, self._expire)
+            self._attention.tick()
+            self._alarm = self._loop.call_later(TICK_SECONDS, self._expire)
+        pending = Pending(operation, future, self._attention.seconds() + ADMIT_SECONDS)
+        self._deadlines.append(pending)
         self._first.append(pending)
         self._wake.set()
         return future
@@ -183,16 +192,20 @@ class Batcher:
 
     def _expire(self) -> None:
         """Fail the admits whose callers have waited long enough; deadlines are in order."""
-        now = self._loop.time()
+        self._attention.tick()
         self._alarm = None
         while self._deadlines:
             pending = self._deadlines[0]
             if pending.future is not None and not pending.future.done():
-                if pending.deadline > now:
-                    self._alarm = self._loop.call_at(pending.deadline, self._expire)
+                if self._left(pending) > 0:
+                    self._alarm = self._loop.call_later(TICK_SECONDS, self._expire)
                     return
                 pending.fail("the counters did not answer in time")
             self._deadlines.popleft()
+
+    def _left(self, pending: Pending) -> float:
+        """Return for how many seconds an admit's caller goes on waiting."""
+        return max(pending.deadline, self._patient_until) - self._attention.seconds()
 
     async def _run(self) -> None:
         while True:
@@ -248,14 +261,15 @@ class Batcher:
         try:
             await self._connection.open()
             packed = self._encode(batch)
-            is_sent = True
+            is_sent, sent_at = True, self._loop.time()
             reply = decode(await self._connection.run(*packed))
         except (*RedisFailure, msgspec.MsgspecError) as error:
             self._note_failure(error)
             self._requeue(batch, is_sent)
             return False
+        self._patient_until = self._attention.seconds() + ADMIT_SECONDS
         self.breaker = after_success(self.breaker, self._now_ms())
-        self.clock.saw(reply, self._loop.time())
+        self.clock.saw(reply, sent_at)
         is_cold = False
         for pending, answer in zip(batch, reply.answers, strict=True):
             if isinstance(pending.operation, Admit):
@@ -274,7 +288,8 @@ class Batcher:
         for pending in batch:
             pending.attempts += 1
             if isinstance(pending.operation, Admit):
-                pending.operation.not_after_ms = self.clock.server_ms(pending.deadline)
+                not_after = self._loop.time() + self._left(pending)
+                pending.operation.not_after_ms = self.clock.server_ms(not_after)
         return encode([pending.operation for pending in batch], self._keyspace)
 
     def _admitted(self, pending: Pending, operation: Admit, answer: Answer) -> None:
@@ -323,7 +338,7 @@ class Batcher:
             pending.attempts < ADMIT_ATTEMPTS
             and pending.future is not None
             and not pending.future.done()
-            and self._loop.time() < pending.deadline
+            and self._left(pending) > 0
         )
 
     def _release(self, pending: Pending) -> None:

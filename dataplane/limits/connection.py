@@ -13,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from dataplane.limits.counters import Keyspace
+from dataplane.limits.patience import Deadline
 from dataplane.limits.script import Script
 
 # Limits page, section 11. The library's own defaults can wait for more than a minute
@@ -48,8 +49,9 @@ class RedisConnection:
         # The pool only reads the URL and builds the right kind of connection.
         pool = ConnectionPool.from_url(
             redis_url,
-            socket_timeout=timeout_seconds,
-            socket_connect_timeout=timeout_seconds,
+            # Deadlines are ours: the library's would count a turn of our own loop that was late.
+            socket_timeout=None,
+            socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 0),
             decode_responses=False,
         )
@@ -66,10 +68,10 @@ class RedisConnection:
         """
         if self.link.is_connected and self.counter_epoch:
             return
-        async with _Attempt(self), asyncio.timeout(self.timeout_seconds):
+        async with _Attempt(self), Deadline(self.timeout_seconds):
             await self.link.connect()  # type: ignore[no-untyped-call] # the library has no annotation here
         key = self._keyspace.epoch
-        async with _Attempt(self), asyncio.timeout(self.timeout_seconds):
+        async with _Attempt(self), Deadline(self.timeout_seconds):
             await self.link.send_command("SET", key, secrets.token_hex(16), "NX")
             await self.link.read_response()
             await self.link.send_command("GET", key)
@@ -84,7 +86,7 @@ class RedisConnection:
             RedisError, OSError: No answer in time, or the server refused the call.
         """
         call: tuple[str | int | bytes, ...] = (len(keys), *keys, self.counter_epoch, *arguments)
-        async with _Attempt(self), asyncio.timeout(self.timeout_seconds):
+        async with _Attempt(self), Deadline(self.timeout_seconds):
             try:
                 return await self._ask("EVALSHA", self._script.digest, *call)
             except NoScriptError:

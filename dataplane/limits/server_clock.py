@@ -12,7 +12,11 @@ class ServerClock:
         self.behind_ms = 0
 
     def saw(self, reply: Reply, monotonic_seconds: float) -> None:
-        """Take over the times of a reply that arrived at `monotonic_seconds`."""
+        """Take over the times of the reply to a call that was sent at `monotonic_seconds`.
+
+        Not when it arrived: a busy loop sees replies late, and a clock that is behind would make
+        every admit seem to have waited too long. One that is ahead by a round trip does no harm.
+        """
         self._server_offset_ms = reply.server_now_ms - monotonic_seconds * 1000
         self._offset_ms = reply.now_ms - monotonic_seconds * 1000
         self.behind_ms = reply.now_ms - reply.server_now_ms
