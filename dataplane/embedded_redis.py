@@ -188,14 +188,17 @@ def _kept_password(data_dir: Path) -> str:
     """
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = data_dir / "password"
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text(encoding="utf-8")
-    password = secrets.token_urlsafe(32)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(password)
-    return password
+    if not path.exists():
+        # Whole or not at all: a password that was cut would lock its own clients out.
+        partial = path.with_suffix(".partial")
+        with open(partial, "w", encoding="utf-8", opener=_private) as file:
+            file.write(secrets.token_urlsafe(32))
+        partial.replace(path)
+    return path.read_text(encoding="utf-8")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _interrupt(_number: int, _frame: object) -> None:
