@@ -133,8 +133,8 @@ def _request(attempt: Attempt, call: Call, output_cap_tokens: int | None) -> htt
             headers=translator.headers(call, attempt),
             content=translator.body(call, attempt, output_cap_tokens),
         )
-    except Refusal as refusal:
-        raise NotSentError(refusal) from refusal
+    except Refusal as too_deep:
+        raise NotSentError(too_deep) from too_deep
     except httpx.InvalidURL as error:
         refusal = Refusal(Reason.UPSTREAM_ERROR, "The provider's address is not valid.")
         raise NotSentError(refusal) from error

@@ -5,6 +5,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import httpx
 import pytest
@@ -20,7 +21,7 @@ from dataplane.domain.providers import Provider, Router, Rule
 from dataplane.domain.refusals import Reason, Refusal
 from dataplane.domain.snapshot import Position, Snapshot
 from dataplane.embedded_redis import RunningRedis
-from dataplane.http.entry import Entry
+from dataplane.http.entry import AsgiApp, Entry
 from dataplane.http.errors import status_of
 from dataplane.http.health import Health
 from dataplane.http.quart_app import quart_app
@@ -189,14 +190,21 @@ async def data_plane(
     upstreams = Upstreams(AiohttpTransport(AllowedAddresses(LOOPBACK)))
     bills = BillBook(records, "node-1", clock_ms, status_of)
     pipeline = Pipeline(configuration, limiter, upstreams, bills, clock_ms)
-    quart = quart_app(pipeline, Health(pipeline, "0.1.0", lambda: limiter.state.value, lambda: 0))
+    health = Health(pipeline, "0.1.0", lambda: limiter.state.value, lambda: 0)
+    # Quart names the same scope and messages by classes of its server.
+    quart = cast("AsgiApp", quart_app(pipeline, health))
     app = Entry(pipeline, quart) if way_in == "entry" else quart
     sock, stop = listen("127.0.0.1", 0), asyncio.Event()
     base_url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     server = asyncio.create_task(serve(app, sock, stop, drain_seconds=5))
     headers = {"authorization": f"Bearer {KEY}"}
     async with httpx.AsyncClient(
-        base_url=base_url, headers=headers, trust_env=False, timeout=10
+        # Without TLS no certificates need to be loaded, which takes longer than most tests.
+        base_url=base_url,
+        headers=headers,
+        trust_env=False,
+        timeout=10,
+        verify=False,  # noqa: S501
     ) as client:
         yield DataPlane(base_url, pipeline, limiter, records, configuration, mock, stop, client)
     stop.set()

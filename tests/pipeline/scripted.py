@@ -21,12 +21,14 @@ class Received:
 
 
 class Conversation:
-    """One request and the means to answer it."""
+    """One request and the means to answer it; one that is not answered whole ends its connection."""
 
     def __init__(
         self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.request = request
+        self.peer = writer.get_extra_info("peername")
+        self.is_over = False
         self._reader = reader
         self._writer = writer
 
@@ -40,6 +42,7 @@ class Conversation:
             *headers,
         ]
         await self._write("\r\n".join(lines).encode("utf-8") + b"\r\n\r\n" + body)
+        self.is_over = len([line for line in lines if line.startswith("content-length")]) == 1
 
     async def begin_stream(self) -> None:
         await self._write(
@@ -52,6 +55,7 @@ class Conversation:
 
     async def end_stream(self) -> None:
         await self._write(b"0\r\n\r\n")
+        self.is_over = True
 
     async def until_left(self) -> None:
         """Wait until the other side has closed the connection."""
@@ -114,9 +118,12 @@ class ScriptedProvider:
         assert task is not None
         self._tasks.add(task)
         try:
-            request = await _read(reader)
-            self.received.append(request)
-            await self.script(Conversation(request, reader, writer))
+            is_open = True
+            while is_open and (request := await _read(reader)) is not None:
+                self.received.append(request)
+                conversation = Conversation(request, reader, writer)
+                await self.script(conversation)
+                is_open = conversation.is_over
         except (ConnectionError, asyncio.IncompleteReadError):
             self.left += 1
         except asyncio.CancelledError:
@@ -130,8 +137,11 @@ async def _answers(conversation: Conversation) -> None:
     await conversation.answer(200, ANSWER)
 
 
-async def _read(reader: asyncio.StreamReader) -> Received:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+async def _read(reader: asyncio.StreamReader) -> Received | None:
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    except asyncio.IncompleteReadError:
+        return None
     line, *lines = head.rstrip("\r\n").split("\r\n")
     headers = {
         name.lower(): value.strip() for name, _, value in (each.partition(":") for each in lines)

@@ -28,8 +28,7 @@ BAD: dict[str, tuple[str | bytes, str | None]] = {
     ),
     "a byte order mark": ("\ufeff{%s,%s}" % (MODEL, OK), None),
     "a lone surrogate": (r'{"model":"\ud800",%s}' % OK, None),
-    "NaN": ("{%s,%s,"
-            '"temperature":NaN}' % (MODEL, OK), None),
+    "NaN": ('{%s,%s,"temperature":NaN}' % (MODEL, OK), None),
     "Infinity": ('{%s,%s,"max_tokens":-Infinity}' % (MODEL, OK), None),
     "nested too deeply": ("[" * DEEP, None),
     "nested too deeply inside": (
@@ -63,7 +62,7 @@ BAD: dict[str, tuple[str | bytes, str | None]] = {
     ),
     "a cap beyond floats": ('{%s,%s,"max_tokens":1e400}' % (MODEL, OK), "max_tokens"),
 }
-BAD_OPENAI = {
+BAD_OPENAI: dict[str, tuple[str | bytes, str | None]] = {
     "no choices": ('{%s,%s,"n":0}' % (MODEL, OK), "n"),
     "too many choices": ('{%s,%s,"n":129}' % (MODEL, OK), "n"),
     "a newer cap that is negative beside a good one": (
@@ -76,33 +75,27 @@ BAD_OPENAI = {
         "stream_options.include_usage",
     ),
 }
-BAD_ANTHROPIC = {
+BAD_ANTHROPIC: dict[str, tuple[str | bytes, str | None]] = {
     "no cap": ('{%s,"messages":[]}' % MODEL, "max_tokens"),
     "a system that is a number": ('{%s,%s,"system":5}' % (MODEL, OK), "system"),
 }
 
 
-@pytest.mark.parametrize(
-    ("dialect", "name"),
-    [(dialect, name) for dialect in PATHS for name in BAD]
-    + [("openai", name) for name in BAD_OPENAI]
-    + [("anthropic", name) for name in BAD_ANTHROPIC],
-)
+@pytest.mark.parametrize("dialect", PATHS)
 async def test_a_bad_body_is_refused_and_the_field_named(
-    data_plane: DataPlane, dialect: str, name: str
+    data_plane: DataPlane, dialect: str
 ) -> None:
-    text, param = {**BAD, **BAD_OPENAI, **BAD_ANTHROPIC}[name]
-    body = text.encode() if isinstance(text, str) else text
+    own = BAD_OPENAI if dialect == "openai" else BAD_ANTHROPIC
+    for name, (text, param) in {**BAD, **own}.items():
+        body = text.encode() if isinstance(text, str) else text
 
-    answer = await data_plane.client.post(
-        PATHS[dialect], content=body, headers={"content-type": "application/json"}
-    )
+        answer = await data_plane.client.post(
+            PATHS[dialect], content=body, headers={"content-type": "application/json"}
+        )
 
-    error = check_refusal(answer, 400, "invalid_request", dialect)
-    if param is not None:
-        assert param in error["message"]
-    if dialect == "openai":
-        assert error["param"] == param
+        error = check_refusal(answer, 400, "invalid_request", dialect)
+        assert param is None or param in error["message"], name
+        assert dialect == "anthropic" or error["param"] == param, name
     assert (data_plane.records.opens, data_plane.mock.stats.requests) == ([], 0)
 
 
@@ -131,9 +124,7 @@ async def test_a_body_that_is_announced_as_too_large_is_not_waited_for(
 
 
 @pytest.mark.parametrize("dialect", PATHS)
-async def test_a_body_that_grows_too_large_is_refused(
-    data_plane: DataPlane, dialect: str
-) -> None:
+async def test_a_body_that_grows_too_large_is_refused(data_plane: DataPlane, dialect: str) -> None:
     piece = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
 
     answer = await raw(
@@ -156,7 +147,9 @@ async def test_a_large_body_within_the_limit_is_served(data_plane: DataPlane, di
 
 _JSON: Any = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 _MESSAGE = st.fixed_dictionaries(

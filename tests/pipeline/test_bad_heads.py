@@ -17,7 +17,6 @@ LENGTH = b"content-length: %d" % len(BODY)
     [
         ([b"content-type: text/plain"], KEY, 415, "unsupported_media_type"),
         ([b"content-type: application/jsonp"], KEY, 415, "unsupported_media_type"),
-        ([], None, 401, "missing_credentials"),
         ([], "sk-1234", 401, "invalid_api_key"),
         ([], KEY[:-1] + "_", 401, "invalid_api_key"),
         ([], OTHER_KEY, 401, "invalid_api_key"),

@@ -55,7 +55,7 @@ async def test_a_denied_caller_sees_that_nothing_is_left(data_plane: DataPlane) 
 
     assert denied.status_code == 429
     assert denied.headers["x-ratelimit-remaining-requests"] == "0"
-    assert 1 <= int(denied.headers["retry-after"]) <= 62
+    assert 1 <= int(denied.headers["retry-after"]) <= 64
 
 
 async def test_a_caller_without_limits_gets_no_headers_of_limits(data_plane: DataPlane) -> None:
@@ -66,8 +66,15 @@ async def test_a_caller_without_limits_gets_no_headers_of_limits(data_plane: Dat
 
 @pytest.mark.parametrize(
     ("milliseconds", "text"),
-    [(-5, "0ms"), (0, "0ms"), (999, "999ms"), (1000, "1s"), (59_001, "1m0s"), (90_000, "1m30s"),
-     (7_205_000, "2h0m5s")],
+    [
+        (-5, "0ms"),
+        (0, "0ms"),
+        (999, "999ms"),
+        (1000, "1s"),
+        (59_001, "1m0s"),
+        (90_000, "1m30s"),
+        (7_205_000, "2h0m5s"),
+    ],
 )
 def test_durations_are_written_as_openai_does(milliseconds: int, text: str) -> None:
     assert duration(milliseconds) == text

@@ -51,9 +51,7 @@ async def test_the_caps_of_several_choices_share_the_budget(
     data_plane: DataPlane, provider: ScriptedProvider
 ) -> None:
     content = body()[:-1] + b',"n":4}'
-    data_plane.calls(
-        provider.url, user=(LimitEntry("tokens", "day", input_upper(content) + 100),)
-    )
+    data_plane.calls(provider.url, user=(LimitEntry("tokens", "day", input_upper(content) + 100),))
 
     await data_plane.client.post("/v1/chat/completions", content=content)
 

@@ -84,7 +84,9 @@ async def test_a_stream_always_asks_the_provider_for_usage(
 ) -> None:
     data_plane.calls(provider.url)
 
-    arrived = await sent(data_plane, provider, b'{"model":"m","stream":true,%b%b}' % (REST, options))
+    arrived = await sent(
+        data_plane, provider, b'{"model":"m","stream":true,%b%b}' % (REST, options)
+    )
 
     assert json.loads(arrived)["stream_options"] == expected
     assert REST[REST.index(b"[") :].split(b"]")[0] in arrived
@@ -97,7 +99,7 @@ async def test_an_alias_changes_the_models_name_and_nothing_else(
 
     arrived = await sent(data_plane, provider, b'{"model":"fast",%b}' % REST)
 
-    values = REST[len(b'"messages" : ') : REST.index(b',\n')]
+    values = REST[len(b'"messages" : ') : REST.index(b",\n")]
     assert b'"model":"mock-echo"' in arrived
     assert values in arrived
     assert b'"temperature":1.00' in arrived
@@ -121,7 +123,7 @@ async def test_what_is_checked_is_what_is_sent(
 ) -> None:
     data_plane.calls(provider.url)
 
-    arrived = await sent(data_plane, provider, b'{%b,%b}' % (twice, REST))
+    arrived = await sent(data_plane, provider, b"{%b,%b}" % (twice, REST))
 
     pairs = json.loads(arrived, object_pairs_hook=lambda pairs: pairs)
     assert [value for name, value in pairs if name == kept[0]] == [kept[1]]

@@ -42,8 +42,6 @@ TABLE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("is_stream", [False, True])
-@pytest.mark.parametrize("dialect", ["openai", "anthropic"])
 @pytest.mark.parametrize(("status", "body", "seen", "code"), TABLE)
 async def test_a_providers_error_is_told_in_our_words_and_costs_nothing(
     data_plane: DataPlane,
@@ -52,24 +50,24 @@ async def test_a_providers_error_is_told_in_our_words_and_costs_nothing(
     body: bytes,
     seen: int,
     code: str,
-    dialect: str,
-    is_stream: bool,
 ) -> None:
     data_plane.calls(provider.url, user=SPEND)
     provider.answers(status, body, "x-ratelimit-remaining-requests: 7", "location: /elsewhere")
-    ask = data_plane.chat if dialect == "openai" else data_plane.message
+    asks = {"openai": data_plane.chat, "anthropic": data_plane.message}
+    cases = [(dialect, is_stream) for dialect in asks for is_stream in (False, True)]
 
-    answer = await ask(stream=is_stream)
+    for count, (dialect, is_stream) in enumerate(cases, start=1):
+        answer = await asks[dialect](stream=is_stream)
 
-    check_refusal(answer, seen, code, dialect)
-    assert "sk-abc" not in answer.text
-    assert answer.headers.get("x-ratelimit-remaining-requests") != "7"
-    [event] = data_plane.records.closes
-    assert (event.state, event.error_code, event.charged_nanousd) == ("settled", code, 0)
-    assert event.http_status == seen
+        check_refusal(answer, seen, code, dialect)
+        assert "sk-abc" not in answer.text
+        assert answer.headers.get("x-ratelimit-remaining-requests") != "7"
+        event = data_plane.records.closes[-1]
+        assert (event.state, event.error_code, event.charged_nanousd) == ("settled", code, 0)
+        assert (event.http_status, event.dialect, event.stream) == (seen, dialect, is_stream)
+        assert len(data_plane.records.closes) == len(provider.received) == count
     assert await data_plane.held_nanousd() == 0
-    assert await data_plane.counted("user_requests_per_day") == 1
-    assert len(provider.received) == 1
+    assert await data_plane.counted("user_requests_per_day") == len(cases)
 
 
 @pytest.mark.parametrize("dialect", ["openai", "anthropic"])
@@ -114,9 +112,7 @@ async def test_a_providers_wait_hint_is_passed_on(
 
 
 @pytest.mark.parametrize("status", [401, 404, 429, 500, 503])
-async def test_the_mocks_errors_are_those_of_a_provider(
-    data_plane: DataPlane, status: int
-) -> None:
+async def test_the_mocks_errors_are_those_of_a_provider(data_plane: DataPlane, status: int) -> None:
     codes = {401: 502, 404: 404, 429: 429, 500: 502, 503: 503}
 
     answer = await data_plane.chat(model=f"mock-status-{status}")

@@ -89,7 +89,7 @@ def call_of(request_id: str, body: bytes, headers: Mapping[str, str], client_ip:
         wants_stream_usage=True,
         output_cap_tokens=checked_cap("max_tokens", request.max_tokens),
         choices=1,
-        input_upper_tokens=media.upper_tokens(len(body), len(request.messages)),
+        input_upper_tokens=media.upper_tokens(body, len(request.messages)),
         input_estimate_tokens=media.estimated_tokens(len(request.messages)),
         given_fields=given,
         client_request_id=client_request_id(headers),

@@ -8,6 +8,7 @@ import msgspec
 
 from dataplane.domain.calls import Call
 from dataplane.domain.estimation import (
+    TOKENS_FOR_TOOLS,
     TOKENS_PER_DOCUMENT,
     TOKENS_PER_IMAGE,
     TOKENS_PER_MESSAGE,
@@ -25,6 +26,7 @@ _ESTIMATED_TOKENS_PER_MESSAGE: Final = 4
 DEFAULT_TIMEOUT_SECONDS: Final = 600.0
 # Only looked at once a request is refused: `… - at `$.messages[0].role``.
 _PATH_IN_ERROR: Final = re.compile(r"at `\$\.?([^`]*)`")
+_TOOL_FIELDS: Final = (b'"tools"', b'"functions"')
 _ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
 _MISSING_IN_ERROR: Final = re.compile(r"missing required field `([^`]*)`")
 
@@ -54,9 +56,11 @@ class Media:
         self.tokens += TOKENS_PER_DOCUMENT
         self.payload_bytes += len(payload)
 
-    def upper_tokens(self, body_bytes: int, messages: int) -> int:
-        """Return the most input tokens that a body of this size can be."""
-        return body_bytes - self.payload_bytes + messages * TOKENS_PER_MESSAGE + self.tokens
+    def upper_tokens(self, body: bytes, messages: int) -> int:
+        """Return the most input tokens that `body` can be."""
+        tools = TOKENS_FOR_TOOLS if any(name in body for name in _TOOL_FIELDS) else 0
+        texts = len(body) - self.payload_bytes + messages * TOKENS_PER_MESSAGE
+        return texts + tools + self.tokens
 
     def estimated_tokens(self, messages: int) -> int:
         """Return about how many input tokens it is."""

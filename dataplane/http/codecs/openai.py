@@ -101,7 +101,7 @@ def call_of(request_id: str, body: bytes, headers: Mapping[str, str], client_ip:
         wants_stream_usage=_wants_usage(options),
         output_cap_tokens=_output_cap(request),
         choices=request.n if isinstance(request.n, int) else 1,
-        input_upper_tokens=media.upper_tokens(len(body), len(request.messages)),
+        input_upper_tokens=media.upper_tokens(body, len(request.messages)),
         input_estimate_tokens=media.estimated_tokens(len(request.messages)),
         given_fields=given,
         stream_options=options,

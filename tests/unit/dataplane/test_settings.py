@@ -1,0 +1,114 @@
+import base64
+import os
+from pathlib import Path
+
+import pytest
+
+from dataplane.settings import Settings, SettingsError, read_settings
+
+TOKEN = "j" * 32
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in list(os.environ):
+        if name.startswith("TOLLKEEPER_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("TOLLKEEPER_REDIS_URL", "redis://:p4ss@127.0.0.1:1")
+    monkeypatch.setenv("TOLLKEEPER_JOIN_TOKEN", TOKEN)
+    return monkeypatch
+
+
+def problem() -> str:
+    with pytest.raises(SettingsError) as error:
+        read_settings()
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_the_defaults_need_two_secrets_only(environment: pytest.MonkeyPatch) -> None:
+    settings = read_settings()
+
+    assert (settings.host, settings.port) == ("127.0.0.1", 8080)
+    assert settings.control_plane == ("127.0.0.1:50051",)
+    assert settings.node_key_bytes is None
+    assert "p4ss" not in repr(settings)
+    assert TOKEN not in repr(settings)
+
+
+def test_lists_are_split_at_commas(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("TOLLKEEPER_CONTROL_PLANE", "a:1, b:2,")
+    environment.setenv("TOLLKEEPER_PRIVATE_UPSTREAMS", "10.0.0.0/8,::1")
+
+    settings = read_settings()
+
+    assert settings.control_plane == ("a:1", "b:2")
+    assert settings.private_upstreams == ("10.0.0.0/8", "::1")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TOLLKEEPER_PORT", "99999"),
+        ("TOLLKEEPER_PORT", "http"),
+        ("TOLLKEEPER_JOIN_TOKEN", "short"),
+        ("TOLLKEEPER_NODE_KEY", "not base64"),
+        ("TOLLKEEPER_NODE_KEY", base64.b64encode(bytes(31)).decode()),
+        ("TOLLKEEPER_NODE_ID", "has spaces"),
+        ("TOLLKEEPER_PRIVATE_UPSTREAMS", "10.0.0.0/8,inner"),
+        ("TOLLKEEPER_LOG_LEVEL", "loud"),
+        ("TOLLKEEPER_LOG_FORMAT", "xml"),
+        ("TOLLKEEPER_REDIS_ULR", "redis://x"),
+        ("TOLLKEEPER_PORT_FILE", "/etc/port"),
+        ("TOLLKEEPER_NODE_KEY_FILE", "/nowhere/at/all"),
+    ],
+)
+def test_a_bad_setting_stops_the_start_with_one_line_that_names_it(
+    environment: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    environment.setenv(name, value)
+
+    text = problem()
+
+    assert name in text
+    assert value not in text or value in name
+
+
+def test_several_problems_are_told_at_once(environment: pytest.MonkeyPatch) -> None:
+    environment.delenv("TOLLKEEPER_REDIS_URL")
+    environment.setenv("TOLLKEEPER_PORT", "-1")
+
+    text = problem()
+
+    assert "TOLLKEEPER_REDIS_URL" in text
+    assert "TOLLKEEPER_PORT" in text
+
+
+def test_settings_of_the_other_programs_are_no_problem(environment: pytest.MonkeyPatch) -> None:
+    for name in ("TOLLKEEPER_MASTER_KEY_FILE", "TOLLKEEPER_ADMIN_TOKEN", "TOLLKEEPER_FIXTURES"):
+        environment.setenv(name, "x")
+
+    assert isinstance(read_settings(), Settings)
+
+
+def test_a_secret_may_stand_in_a_file(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    key = bytes(range(32))
+    (tmp_path / "key").write_text(base64.b64encode(key).decode() + "\n")
+    (tmp_path / "url").write_text("redis://:other@127.0.0.1:2\n")
+    environment.setenv("TOLLKEEPER_NODE_KEY_FILE", str(tmp_path / "key"))
+    environment.setenv("TOLLKEEPER_REDIS_URL_FILE", str(tmp_path / "url"))
+
+    settings = read_settings()
+
+    assert settings.node_key_bytes == key
+    assert settings.redis_url.get_secret_value() == "redis://:other@127.0.0.1:2"
+
+
+def test_a_file_that_is_no_text_is_a_problem(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_bytes(b"\xff\xfe\x00")
+    environment.setenv("TOLLKEEPER_NODE_KEY_FILE", str(tmp_path / "key"))
+
+    assert "TOLLKEEPER_NODE_KEY_FILE" in problem()
