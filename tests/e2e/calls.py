@@ -124,9 +124,12 @@ class Streams:
 
     async def all_started(self, deadline_s: float = 20.0) -> None:
         """Wait until each has delivered content."""
-        async with asyncio.timeout(deadline_s):
-            for _ in range(self._number):
-                await self._started.acquire()
+        for _ in range(self._number):
+            try:
+                await asyncio.wait_for(self._started.acquire(), deadline_s)
+            except TimeoutError:
+                ended = [task.result() for task in self._tasks if task.done()]
+                raise AssertionError(f"not all streams began; ended: {ended}") from None
 
     async def answers(self) -> list[Answer]:
         """Wait for their ends."""

@@ -1,6 +1,4 @@
-import asyncio
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -11,8 +9,6 @@ from tests.e2e.stack import Stack
 
 # The whole service has a budget a day: enough for all tests together.
 OUT_OF_REACH = {"TOLLKEEPER_DAILY_REQUESTS": "1000000", "TOLLKEEPER_DAILY_BUDGET_USD": "1000"}
-
-NewCustomer = Callable[..., Customer]
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +23,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture
 def customer(stack: Stack) -> Customer:
     """A customer of the shared stack with limits that no test reaches."""
-    return new_customer(stack, "--tier", "paid")
+    return new_customer(stack, "--tier", "paid", "--monthly-budget-usd", "100")
 
 
 @pytest.fixture

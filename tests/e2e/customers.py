@@ -1,4 +1,4 @@
-"""Customers of a stack: an organization, a user and a key, all made by the command line."""
+"""Customers of a stack: a user and a key, made by the command line."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final
 
+import httpx
 import redis
 
 from tests.e2e.stack import Stack
@@ -13,6 +14,7 @@ from tests.e2e.waiting import eventually
 
 _NUMBERS: Final = count(1)
 _KEYS_A_TURN: Final = 1_000
+ORGANIZATION: Final = "acme"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,6 @@ class Customer:
     """Names are paths; `user_id` is what counters are named by."""
 
     stack: Stack
-    organization: str
     user: str
     user_id: str
     key: str
@@ -40,18 +41,23 @@ class Customer:
         Raises:
             AssertionError: There are more, or there were less for too long.
         """
-        found = eventually(lambda: self._rows(rows))
-        assert len(found) == rows
-        return found
+        found: list[dict[str, Any]] = []
 
-    def _rows(self, least: int) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.stack.tollkeeper("logs", "--user", self.user)
-        return found if len(found) >= least else []
+        def is_there() -> bool:
+            found[:] = self.stack.tollkeeper("logs", "--user", self.user)
+            return len(found) >= rows
+
+        with contextlib.suppress(AssertionError):
+            eventually(is_there)
+        assert len(found) == rows, [(row["id"], row["state"], row["node"]) for row in found]
+        return found
 
     def month(self) -> Spend:
         """Return the user's money counter; it must exist and there is one."""
         with SpendReader(self) as reader:
-            return reader.read()
+            spend = reader.read()
+            assert reader.has_begun, "nothing counts this user's money"
+            return spend
 
 
 class SpendReader(contextlib.AbstractContextManager["SpendReader"]):
@@ -66,6 +72,11 @@ class SpendReader(contextlib.AbstractContextManager["SpendReader"]):
     def __exit__(self, *_: object) -> None:
         self._redis.close()
 
+    @property
+    def has_begun(self) -> bool:
+        """Return whether anything was counted yet."""
+        return bool(self._key)
+
     def read(self) -> Spend:
         """Return it; zero before the first request."""
         if not self._key:
@@ -79,13 +90,33 @@ class SpendReader(contextlib.AbstractContextManager["SpendReader"]):
 
 
 def new_customer(stack: Stack, *limits: str, router: str = "default") -> Customer:
-    """Return one that nobody else uses; `limits` are flags of `user create`."""
-    organization = f"org-{next(_NUMBERS)}"
-    stack.tollkeeper("org", "create", organization)
-    user = stack.tollkeeper("user", "create", f"{organization}/alice", *limits)
-    name = f"{organization}/alice/laptop"
-    key = stack.tollkeeper("key", "create", name, "--router", router)
-    return Customer(stack, organization, user["name"], user["id"], name, key["api_key"])
+    """Return one with a user and a key that nobody else uses, when every data plane knows the key.
+
+    `limits` are flags of `user create`. All customers of a stack share an organization, which has
+    no limits of its own.
+    """
+    user = new_user(stack, *limits)
+    key = f"{user['name']}/laptop"
+    api_key = stack.tollkeeper("key", "create", key, "--router", router)["api_key"]
+    for base_url in stack.base_urls:
+
+        def is_known(url: str = f"{base_url}/v1/models") -> bool:
+            headers = {"authorization": f"Bearer {api_key}"}
+            return httpx.get(url, headers=headers, trust_env=False, timeout=10).status_code == 200
+
+        # A data plane may still be on its way back to a control plane that was restarted.
+        eventually(is_known)
+    return Customer(stack, user["name"], user["id"], key, api_key)
+
+
+def new_user(stack: Stack, *limits: str) -> dict[str, Any]:
+    """Return a new user of the organization, as `user create` printed it."""
+    if not stack.has_organization:
+        stack.tollkeeper("org", "create", ORGANIZATION)
+        stack.has_organization = True
+    name = f"{ORGANIZATION}/user-{next(_NUMBERS)}"
+    user: dict[str, Any] = stack.tollkeeper("user", "create", name, *limits)
+    return user
 
 
 def prices_of(rows: list[dict[str, Any]]) -> Iterator[int]:

@@ -12,7 +12,11 @@ from tests.e2e.stack import Secret, Stack
 ALLOWED: Final = {
     "the administrator's token": ("data/credentials.json", "data/secrets/admin-token"),
     "the first API key": ("data/credentials.json",),
-    "the password of Redis": ("data/credentials.json", "data/redis/embedded.conf"),
+    "the password of Redis": (
+        "data/credentials.json",
+        "data/redis/embedded.conf",
+        "data/redis/password",
+    ),
     "the join token": ("data/secrets/join-token",),
     "the master key": ("data/secrets/master-key",),
 }
