@@ -143,8 +143,8 @@ async def _watching(
         lambda: reporter.unreported_records,
         kept.keep if kept is not None else lambda _: None,
     )
-    if kept is not None and (contents := await kept.load()) is not None:
-        await watch.restore(contents)
+    if kept is not None:
+        await kept.offer(watch.restore)
     async with _running(watch.run()):
         yield
     if kept is not None:

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 
 import structlog
 
 from dataplane.control import snapshot_file
-from dataplane.control.compile import RawResource, RawSecret
+from dataplane.control.raw_resources import RawResource, RawSecret
 from dataplane.control.snapshot_file import SnapshotFile
 from dataplane.control.transfers import Contents
 from dataplane.domain.digest import resource_hash
@@ -27,6 +28,14 @@ class LastKnownGood:
     async def load(self) -> Contents | None:
         """Return what was kept, if something readable was."""
         return await asyncio.to_thread(self._read)
+
+    async def offer(self, takes: Callable[[Contents], Awaitable[bool]]) -> bool:
+        """Offer what was kept, newest first, until `takes` is true; return whether it was."""
+        generations = self._file.generations()
+        while (kept := await asyncio.to_thread(next, generations, None)) is not None:
+            if await takes(await asyncio.to_thread(_from_file, kept)):
+                return True
+        return False
 
     def keep(self, contents: Contents) -> None:
         """Keep `contents` soon; must be called on the event loop."""

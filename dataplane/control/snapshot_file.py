@@ -101,10 +101,14 @@ class SnapshotFile:
 
         A generation that is not intact is renamed, so that a person can look at it.
         """
+        return next(self.generations(), None)
+
+    def generations(self) -> Iterator[Contents]:
+        """Yield those that are intact, newest first; each is read when it is asked for."""
         for name in (CURRENT, PREVIOUS):
             path = self._directory / name
             try:
-                return self._opened(path.read_bytes())
+                contents = self._opened(path.read_bytes())
             except FileNotFoundError:
                 continue
             except WrongKeyError:
@@ -114,8 +118,10 @@ class SnapshotFile:
             except OSError as error:
                 _log.error("snapshot file cannot be read", file=name, error=repr(error))
                 continue
+            else:
+                yield contents
+                continue
             self._set_aside(path)
-        return None
 
     def _sealed(self, plain: bytes) -> Iterator[bytes]:
         header = _MAGIC + self._key_id + os.urandom(_FILE_ID_BYTES)

@@ -1,8 +1,6 @@
 """Usage on disk until the ledger has it: what was flushed outlives the process."""
 
 import asyncio
-import contextlib
-import fcntl
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,13 +9,14 @@ from typing import Final, Self
 
 import structlog
 
+from dataplane.control.spool_disk import SpoolInUseError, lock, remove, sync_all
+from dataplane.control.spool_emptying import Emptier
 from dataplane.control.spool_records import Kind, UnreadableEventError, encode_event
 from dataplane.control.spool_recovery import Recovered, read_events, recover
 from dataplane.control.spool_segments import (
     Place,
     Segment,
     read_first_record,
-    remove_files,
 )
 from dataplane.domain.calls import UsageEvent
 
@@ -26,7 +25,6 @@ __all__ = ["CAPACITY_BYTES", "SEGMENT_BYTES", "Recovered", "Spool", "SpoolInUseE
 SEGMENT_BYTES: Final = 8 * 1024 * 1024
 CAPACITY_BYTES: Final = 256 * 1024 * 1024
 
-_LOCK_FILE: Final = "lock"
 _REFUSED_FILE: Final = "refused"
 # The death of a host may lose so much; that of a process loses nothing.
 _SYNC_SECONDS: Final = 0.05
@@ -39,10 +37,6 @@ _ACKNOWLEDGED_AT_ONCE: Final = 500
 _log: Final = structlog.get_logger(__name__)
 
 
-class SpoolInUseError(Exception):
-    """Another process has the directory; the text is one line for people."""
-
-
 class Spool:
     """An append-only record of admitted requests in one directory, which one process has.
 
@@ -53,14 +47,14 @@ class Spool:
     def __init__(
         self,
         directory: Path,
-        lock: int,
+        descriptor: int,
         segments: list[Segment],
         capacity_bytes: int,
         segment_bytes: int,
     ) -> None:
         """Use `open` instead."""
         self._directory = directory
-        self._lock: int | None = lock
+        self._lock: int | None = descriptor
         self._capacity_bytes = capacity_bytes
         self._segment_bytes = segment_bytes
         self._active = Segment(directory, segments[-1].number + 1 if segments else 1)
@@ -74,6 +68,9 @@ class Spool:
         self._retry: asyncio.TimerHandle | None = None
         self._syncing: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
+        self._emptier = Emptier(
+            self._segments, self._thread, self._append, self.flush, self._forget
+        )
 
     @classmethod
     def open(
@@ -92,13 +89,13 @@ class Spool:
             OSError: It cannot be read or written.
         """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = _locked(directory)
+        descriptor = lock(directory)
         try:
             segments, recovered = recover(directory)
         except BaseException:
-            os.close(lock)
+            os.close(descriptor)
             raise
-        spool = cls(directory, lock, segments, capacity_bytes, segment_bytes)
+        spool = cls(directory, descriptor, segments, capacity_bytes, segment_bytes)
         spool._drop(segments)
         return spool, recovered
 
@@ -114,11 +111,11 @@ class Spool:
 
     def append_open(self, event: UsageEvent) -> None:
         """Add the event that stands for a request until its end is known."""
-        self._append(Kind.OPEN, event)
+        self._append(event.request_id, Kind.OPEN, encode_event(Kind.OPEN, event))
 
     def append_close(self, event: UsageEvent) -> None:
         """Add a request's final event."""
-        self._append(Kind.CLOSE, event)
+        self._append(event.request_id, Kind.CLOSE, encode_event(Kind.CLOSE, event))
 
     def flush(self) -> None:
         """Write what was appended: one write(2), unless a segment begins in it.
@@ -141,19 +138,22 @@ class Spool:
             self._timer = _later(_SYNC_SECONDS, self._sync)
 
     def acknowledge(self, request_ids: Iterable[str]) -> None:
-        """Forget requests that are in the ledger; segments that hold no others are deleted."""
+        """Forget requests that are in the ledger; segments that hold no others are deleted.
+
+        Of one that holds few others these are moved, beside the requests, and it is deleted, too.
+        """
         wanted = list(request_ids) if self._lock is not None else []
-        # Oldest first: a CLOSE is never forgotten on disk before the OPEN that it ends.
+        # Oldest first: a CLOSE is never forgotten on disk before the OPEN that it ends. Also of
+        # segments that are done: their files go later, in the thread.
         for segment in self._segments:
             mine = segment.acknowledge(wanted)
-            if not mine or segment.is_done:
-                continue
             try:
                 for start in range(0, len(mine), _ACKNOWLEDGED_AT_ONCE):
                     segment.write_acknowledged(mine[start : start + _ACKNOWLEDGED_AT_ONCE])
             except OSError as error:
                 _log.warning("usage_acknowledgement_not_kept", error=error.strerror)
         self._drop([segment for segment in self._segments if segment.is_done])
+        self._empty_thin()
 
     async def read_closes(self, request_ids: Sequence[str]) -> list[UsageEvent]:
         """Return the final events of requests, read in a thread; those without one are left out.
@@ -163,10 +163,17 @@ class Spool:
         Raises:
             OSError: The disk cannot be read now.
         """
-        places = [(name, place) for name in request_ids if (place := self._place_of(name))]
-        events, unreadable = await asyncio.to_thread(read_events, places)
-        for request_id in unreadable:
-            self.refuse(request_id)
+        events: list[UsageEvent] = []
+        left = list(request_ids)
+        while places := {name: place for name in left if (place := self._place_of(name))}:
+            read, unreadable = await asyncio.to_thread(read_events, list(places.items()))
+            events += read
+            # Moved while it was read: it is whole where it is now.
+            left = [name for name in unreadable if self._place_of(name) != places[name]]
+            for request_id in unreadable.keys() - set(left):
+                error = unreadable[request_id]
+                _log.error("usage_event_unreadable", request_id=request_id, error=error)
+                self.refuse(request_id)
         return events
 
     def refuse(self, request_id: str) -> None:
@@ -194,6 +201,7 @@ class Spool:
         """
         if self._lock is None:
             return
+        await self._emptier.aclose()
         self.flush()
         for timer in (self._timer, self._retry):
             if timer is not None:
@@ -203,16 +211,17 @@ class Spool:
         self._sync()
         async with asyncio.timeout(_CLOSE_SECONDS):
             await asyncio.to_thread(self._thread.shutdown)
-        lock, self._lock = self._lock, None
-        os.close(lock)
+        descriptor, self._lock = self._lock, None
+        os.close(descriptor)
 
-    def _append(self, kind: Kind, event: UsageEvent) -> None:
+    def _append(self, request_id: str, kind: Kind, record: bytes) -> Segment:
         segment = self._active
         if segment.size >= self._segment_bytes:
             segment = self._roll()
         if not segment.unwritten:
             self._unwritten.append(segment)
-        segment.append(event.request_id, kind, encode_event(kind, event))
+        segment.append(request_id, kind, record)
+        return segment
 
     def _roll(self) -> Segment:
         sealed = self._active
@@ -234,7 +243,16 @@ class Spool:
                 self._unwritten.remove(segment)
             self._unsynced.pop(segment, None)
             descriptor, segment.descriptor = segment.descriptor, None
-            self._thread.submit(_remove, segment, descriptor)
+            self._thread.submit(remove, segment, descriptor)
+
+    def _forget(self, segment: Segment) -> None:
+        segment.pending.clear()
+        if segment in self._segments:
+            self._drop([segment])
+
+    def _empty_thin(self) -> None:
+        if self._lock is not None and not self._is_failing:
+            self._emptier.start()
 
     def _place_of(self, request_id: str) -> Place | None:
         for segment in reversed(self._segments):
@@ -277,48 +295,8 @@ class Spool:
                 segment.descriptor = None
         self._unsynced.clear()
         if jobs:
-            self._syncing = self._thread.submit(_sync_all, jobs, self._directory)
-
-
-def _locked(directory: Path) -> int:
-    lock = os.open(directory / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise SpoolInUseError(f"usage spool {directory} is in use by another process") from error
-    except OSError:
-        os.close(lock)
-        raise
-    return lock
-
-
-def _sync_all(jobs: Sequence[tuple[int, bool]], directory: Path) -> None:
-    for descriptor, is_complete in jobs:
-        _sync_one(descriptor)
-        if is_complete:
-            os.close(descriptor)
-    with contextlib.suppress(OSError):
-        parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        _sync_one(parent)
-        os.close(parent)
-
-
-def _sync_one(descriptor: int) -> None:
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # The process' promise holds: the bytes are the kernel's. The host's does not.
-        _log.error("usage_spool_not_synced", error=error.strerror)
-
-
-def _remove(segment: Segment, descriptor: int | None) -> None:
-    if descriptor is not None:
-        os.close(descriptor)
-    try:
-        remove_files(segment)
-    except OSError as error:
-        _log.warning("usage_segment_not_removed", error=error.strerror)
+            self._syncing = self._thread.submit(sync_all, jobs, self._directory)
+        self._empty_thin()
 
 
 def _size_of(path: Path) -> int:

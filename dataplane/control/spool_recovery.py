@@ -47,32 +47,32 @@ def recover(directory: Path) -> tuple[list[Segment], Recovered]:
     closes: dict[str, None] = {}
     damaged = 0
     for segment in segments:
-        still_open, is_damaged = read_segment(segment)
-        damaged += is_damaged
-        opens.update((name, (segment.path, offset)) for name, offset in still_open.items())
+        damaged += read_segment(segment)
+        opens.update(segment.open_places())
         closes.update(dict.fromkeys(segment.closed_ids()))
     places = [(name, place) for name, place in opens.items() if name not in closes]
     # Of an OPEN that cannot be read nobody knows what to charge; the limiter's lease ends by itself.
     events, unreadable = read_events(places)
+    for request_id, error in unreadable.items():
+        _log.error("usage_event_unreadable", request_id=request_id, error=error)
     for segment in segments:
-        segment.acknowledge(unreadable)
+        segment.acknowledge(list(unreadable))
     return segments, Recovered(tuple(events), tuple(closes), damaged)
 
 
 def read_events(
     places: Sequence[tuple[str, Place]],
-) -> tuple[list[UsageEvent], list[str]]:
-    """Return the events that can be read, and the requests of those that never can.
+) -> tuple[list[UsageEvent], dict[str, str]]:
+    """Return the events that can be read, and why the others never can, by their requests.
 
     Raises:
         OSError: The disk cannot be read now.
     """
     events: list[UsageEvent] = []
-    unreadable: list[str] = []
+    unreadable: dict[str, str] = {}
     for request_id, place in places:
         try:
             events.append(read_event(place))
         except UnreadableEventError as error:
-            _log.error("usage_event_unreadable", request_id=request_id, error=str(error))
-            unreadable.append(request_id)
+            unreadable[request_id] = str(error)
     return events, unreadable

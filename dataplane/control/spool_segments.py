@@ -22,10 +22,10 @@ from dataplane.domain.calls import UsageEvent
 
 _SUFFIX: Final = ".spool"
 _ACKNOWLEDGED_SUFFIX: Final = ".acknowledged"
-# Stands for a request of which the segment holds no CLOSE.
-_NO_CLOSE: Final = -1
 # Most records are shorter.
 _USUAL_BYTES: Final = 2_048
+# A segment with fewer live records than one in so many is not worth its place.
+_THIN_PART: Final = 8
 
 # Where a record begins: a byte of a file, or the first of some bytes that follow it or not.
 Place = tuple[Path, int] | bytes
@@ -37,11 +37,22 @@ class Segment:
     """A run of records, in one file.
 
     `pending` are the requests with records here that are not in the ledger, with the byte where
-    their CLOSE begins or -1. Where a record stands is decided when it is appended: what a full
-    disk did not take yet follows in `unwritten`, and the file never has a gap.
+    their CLOSE begins, or ~ the byte where their last OPEN begins when no CLOSE is here. Where a
+    record stands is decided when it is appended: what a full disk did not take yet follows in
+    `unwritten`, and the file never has a gap. `is_kept` says that it could not be emptied.
     """
 
-    __slots__ = ("descriptor", "is_sealed", "number", "path", "pending", "unwritten", "written")
+    __slots__ = (
+        "descriptor",
+        "is_kept",
+        "is_sealed",
+        "number",
+        "path",
+        "pending",
+        "record_count",
+        "unwritten",
+        "written",
+    )
 
     def __init__(self, directory: Path, number: int) -> None:
         self.number = number
@@ -51,6 +62,8 @@ class Segment:
         self.written = 0
         self.descriptor: int | None = None
         self.is_sealed = False
+        self.is_kept = False
+        self.record_count = 0
 
     @property
     def size(self) -> int:
@@ -63,21 +76,40 @@ class Segment:
         return self.is_sealed and not self.pending
 
     @property
+    def is_thin(self) -> bool:
+        """Return whether moving its few live records would free much more than it costs."""
+        is_settled = self.is_sealed and not self.unwritten and not self.is_kept
+        return is_settled and 0 < len(self.pending) * _THIN_PART <= self.record_count
+
+    @property
     def acknowledged_path(self) -> Path:
         """Return the file that names what of this segment is in the ledger."""
         return self.path.with_suffix(_ACKNOWLEDGED_SUFFIX)
 
     def append(self, request_id: str, kind: Kind, record: bytes) -> None:
         """Add a record; `write_out` brings it to the file."""
-        if kind is Kind.CLOSE:
-            self.pending[request_id] = self.size
-        else:
-            self.pending.setdefault(request_id, _NO_CLOSE)
+        self.note(request_id, kind, self.size)
         self.unwritten += record
+
+    def note(self, request_id: str, kind: Kind, offset: int) -> None:
+        """Remember that a record begins at `offset`; an OPEN after a CLOSE says nothing."""
+        self.record_count += 1
+        if kind is Kind.CLOSE:
+            self.pending[request_id] = offset
+        elif self.pending.get(request_id, -1) < 0:
+            self.pending[request_id] = ~offset
 
     def closed_ids(self) -> list[str]:
         """Return the pending requests whose CLOSE is here, in the order of their records."""
-        return [name for name, offset in self.pending.items() if offset != _NO_CLOSE]
+        return [name for name, offset in self.pending.items() if offset >= 0]
+
+    def open_places(self) -> dict[str, Place]:
+        """Return where the last OPEN begins of each pending request whose CLOSE is not here.
+
+        Raises:
+            OSError: One is in part on a disk that cannot be read.
+        """
+        return {name: self._place(~at) for name, at in self.pending.items() if at < 0}
 
     def write_out(self) -> None:
         """Bring to the file what is not there, by one write(2) if the disk takes it at once.
@@ -115,15 +147,30 @@ class Segment:
         finally:
             os.close(descriptor)
 
+    def has_close(self, request_id: str) -> bool:
+        """Return whether the CLOSE of a pending request is here."""
+        return self.pending.get(request_id, -1) >= 0
+
     def close_of(self, request_id: str) -> Place | None:
         """Return where a pending request's CLOSE begins; None when none is here.
 
         Raises:
             OSError: It is in part on a disk that cannot be read.
         """
-        offset = self.pending.get(request_id, _NO_CLOSE)
-        if offset == _NO_CLOSE:
-            return None
+        return self._place(self.pending[request_id]) if self.has_close(request_id) else None
+
+    def place_of(self, request_id: str) -> tuple[Kind, Place]:
+        """Return what stands here for a pending request, its CLOSE or its last OPEN, and where.
+
+        Raises:
+            OSError: See `close_of`.
+        """
+        offset = self.pending[request_id]
+        if offset < 0:
+            return Kind.OPEN, self._place(~offset)
+        return Kind.CLOSE, self._place(offset)
+
+    def _place(self, offset: int) -> Place:
         if offset >= self.written:
             return bytes(self.unwritten[offset - self.written :][:MAX_RECORD_BYTES])
         if not self.unwritten or offset + MAX_RECORD_BYTES <= self.written:
@@ -154,31 +201,26 @@ def remove_orphans(directory: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def read_segment(segment: Segment) -> tuple[dict[str, int], bool]:
+def read_segment(segment: Segment) -> bool:
     """Read a segment that an earlier process left, and seal it.
 
     Returns:
-        Where the last OPEN of each request begins that has no CLOSE here and is not in the
-        ledger, and whether the segment is damaged: what follows the damage is not read.
+        Whether it is damaged: what follows the damage is not read.
     """
     data = segment.path.read_bytes()
     segment.written, segment.is_sealed = len(data), True
     acknowledged = _read_acknowledged(segment)
-    opens: dict[str, int] = {}
     try:
         for record in records_in(data):
             request_id = request_id_of(record)
             if request_id in acknowledged:
-                continue
-            if record.kind is Kind.CLOSE:
-                segment.pending[request_id] = record.offset
-                opens.pop(request_id, None)
-            elif segment.pending.setdefault(request_id, _NO_CLOSE) == _NO_CLOSE:
-                opens[request_id] = record.offset
+                segment.record_count += 1
+            else:
+                segment.note(request_id, record.kind, record.offset)
     except (DamagedRecordError, UnreadableEventError) as error:
         _log.error("usage_spool_damaged", segment=segment.path.name, error=str(error))
-        return opens, True
-    return opens, False
+        return True
+    return False
 
 
 def read_event(place: Place) -> UsageEvent:

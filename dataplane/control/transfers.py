@@ -6,7 +6,7 @@ from typing import Final
 from tollkeeper.common.v1 import position_pb2
 from tollkeeper.config.v1 import config_service_pb2 as pb
 
-from dataplane.control.compile import RawResource, RawSecret
+from dataplane.control.raw_resources import RawResource, RawSecret
 from dataplane.domain.digest import digest_of, resource_hash
 from dataplane.domain.secret import Secret
 from dataplane.domain.snapshot import Position

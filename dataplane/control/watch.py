@@ -15,6 +15,7 @@ from typing import Final, assert_never
 
 import grpc
 import structlog
+from tollkeeper.common.v1 import errors_pb2
 from tollkeeper.config.v1 import config_service_pb2 as pb
 from tollkeeper.config.v1 import config_service_pb2_grpc as pb_grpc
 from tollkeeper.config.v1 import resources_pb2
@@ -48,6 +49,8 @@ _HEARTBEATS_TO_DEATH: Final = 3
 _DEFAULT_HEARTBEAT_SECONDS: Final = 5.0
 # Answers are tiny and the control plane reads them at once.
 _MAX_OUTGOING: Final = 1_000
+_SERVING: Final = errors_pb2.ERROR_REASON_UNSPECIFIED
+_NOT_READY: Final = errors_pb2.ERROR_REASON_CONFIGURATION_UNAVAILABLE
 _SUBJECTS: Final = {
     resources_pb2.RESOURCE_KIND_API_KEY: "key",
     resources_pb2.RESOURCE_KIND_USER: "user",
@@ -325,6 +328,7 @@ class Watch:
                 raise TimeoutError("the control plane fell silent")
             beat = pb.Heartbeat(
                 position=position_to_proto(self._contents.position),
+                not_ready=_SERVING if self._current.latest is not None else _NOT_READY,
                 unreported_records=self._unreported_records(),
             )
             with contextlib.suppress(asyncio.QueueFull):

@@ -16,7 +16,8 @@ class Price:
 
     `provider` is a provider's name or kind, `model` a name or a pattern. Cached rates are
     already resolved: a missing one was replaced when the price was read. `effective_from_ms`
-    is Unix milliseconds, 0 for always.
+    is Unix milliseconds, 0 for always. One that is not usable says only that what it matches has
+    no price: nobody knows which was meant.
     """
 
     price_id: str
@@ -30,6 +31,7 @@ class Price:
     cache_write_5m: int
     cache_write_1h: int
     request_nanousd: int = 0
+    is_usable: bool = True
 
     @property
     def dearest_input(self) -> int:
@@ -78,7 +80,15 @@ class PriceBook:
             rows.sort(key=_longest_prefix_first)
 
     def find(self, providers: Sequence[str], model: str, now_ms: int) -> Price | None:
-        """Return the price of `model` at the first of `providers` that has one now."""
+        """Return the price of `model` at the first of `providers` that has one now, if usable."""
+        price = self._first(providers, model, now_ms)
+        return price if price is not None and price.is_usable else None
+
+    def exact_models(self, providers: Sequence[str]) -> Iterator[str]:
+        """Yield the models that are priced by name at any of `providers`."""
+        return (model for provider, model in self._exact if provider in providers)
+
+    def _first(self, providers: Sequence[str], model: str, now_ms: int) -> Price | None:
         for provider in providers:
             for price in self._exact.get((provider, model), ()):
                 if price.effective_from_ms <= now_ms:
@@ -88,19 +98,11 @@ class PriceBook:
                     return price
         return None
 
-    def exact_models(self, providers: Sequence[str]) -> Iterator[str]:
-        """Yield the models that are priced by name at any of `providers`."""
-        return (model for provider, model in self._exact if provider in providers)
+
+def _latest_first(price: Price) -> tuple[int, bool, str]:
+    # Of two that start together the unusable one counts: in doubt, deny.
+    return (-price.effective_from_ms, price.is_usable, price.price_id)
 
 
-def _latest_first(price: Price) -> tuple[int, str]:
-    return (-price.effective_from_ms, price.price_id)
-
-
-def _longest_prefix_first(price: Price) -> tuple[int, str, int, str]:
-    return (
-        -len(literal_prefix(price.model)),
-        price.model,
-        -price.effective_from_ms,
-        price.price_id,
-    )
+def _longest_prefix_first(price: Price) -> tuple[int, str, int, bool, str]:
+    return (-len(literal_prefix(price.model)), price.model, *_latest_first(price))

@@ -14,10 +14,9 @@ from tollkeeper.config.v1 import resources_pb2 as pb
 from dataplane.control.compile import (
     Compiled,
     InvalidConfigurationError,
-    RawResource,
-    RawSecret,
     compile_snapshot,
 )
+from dataplane.control.raw_resources import RawResource, RawSecret
 from dataplane.domain.calls import Dialect
 from dataplane.domain.limiting import MAX_LAYERS
 from dataplane.domain.secret import Secret
@@ -324,6 +323,44 @@ async def test_a_bad_price_is_set_aside_and_prices_nothing(bad: pb.Resource) -> 
     compiled = await _compiled(_with(bad))
     assert compiled.snapshot.prices.find(["openai"], "gpt-4o", 0) is None
     assert [each.resource_id for each in compiled.quarantined] == ["price1"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pb.Price(model="gpt-4o"),
+        pb.Price(model="gpt-4o", rates=rates_pb2.Rates(request_nanousd=-1)),
+        pb.Price(
+            model="gpt-4o",
+            rates=rates_pb2.Rates(input_nanousd_per_million=1, cache_read_nanousd_per_million=-1),
+        ),
+        pb.Price(model="gpt-4o", free=True, effective_from=Timestamp(seconds=-(2**60))),
+    ],
+    ids=["no rates", "a negative rate", "a negative cached rate", "no time"],
+)
+@pytest.mark.parametrize("other_model", ["gpt-4o", "gpt-*"])
+async def test_what_a_bad_price_was_to_price_costs_nothing_older_and_nothing_wider(
+    bad: pb.Price, other_model: str
+) -> None:
+    bad.provider = "openai"
+    if not bad.HasField("effective_from"):
+        bad.effective_from.FromMilliseconds(500)
+    other = pb.Price(provider="openai", model=other_model, free=True)
+    compiled = await _compiled(
+        _with(
+            resource(pb.RESOURCE_KIND_PRICE, "price0", bad),
+            resource(pb.RESOURCE_KIND_PRICE, "price1", other),
+        )
+    )
+    assert compiled.snapshot.prices.find(["openai"], "gpt-4o", 500) is None
+    assert [each.resource_id for each in compiled.quarantined] == ["price0"]
+
+
+async def test_a_bad_price_that_is_to_begin_later_prices_nothing_then() -> None:
+    never = pb.Price(provider="openai", model="gpt-4o", effective_from=Timestamp(seconds=2**40))
+    compiled = await _compiled(_with(resource(pb.RESOURCE_KIND_PRICE, "price0", never)))
+    assert compiled.snapshot.prices.find(["openai"], "gpt-4o", 500) is not None
+    assert [each.resource_id for each in compiled.quarantined] == ["price0"]
 
 
 async def test_a_model_may_be_free_by_an_administrators_word() -> None:

@@ -1,5 +1,6 @@
 """A configuration that was kept on disk goes on where the running one stopped."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -8,10 +9,12 @@ from tollkeeper.common.v1 import position_pb2
 from tollkeeper.config.v1 import config_service_pb2 as pb
 from tollkeeper.config.v1 import resources_pb2
 
+from dataplane.control.current import CurrentSnapshot
 from dataplane.control.last_known_good import LastKnownGood
+from dataplane.control.snapshot_file import CURRENT, PREVIOUS, SnapshotFile
 from dataplane.control.snapshot_file import Contents as FileContents
-from dataplane.control.snapshot_file import SnapshotFile
 from dataplane.control.transfers import EMPTY, Contents, IncomingTransfer, RefusedTransferError
+from dataplane.control.watch import Node, Watch
 from tests.control.configurations import configuration, key, position_of, secret
 
 _NODE_KEY = bytes(range(32))
@@ -101,3 +104,58 @@ async def test_only_the_newest_of_many_is_written_and_never_on_the_event_loop(
     await keeper.aclose()
 
     assert written == [(5, False)]
+
+
+def _watch(current: CurrentSnapshot) -> Watch:
+    node = Node("node-1", "0.1.0", "join-token")
+    return Watch(("127.0.0.1:1",), node, current, lambda: 0, lambda: 0, lambda _: None)
+
+
+def _file_with(directory: Path, *generations: list[resources_pb2.Resource]) -> SnapshotFile:
+    """Return a file in which these were kept, the last one as the newest."""
+    file = SnapshotFile(directory, _NODE_KEY)
+    for revision, resources in enumerate(generations, 1):
+        position = position_of(resources, revision)
+        raw: list[tuple[int, str, int, bytes]] = [
+            (each.kind, each.id, each.revision, each.payload) for each in resources
+        ]
+        file.write(FileContents(position.config_epoch, revision, position.digest, raw, []))
+    return file
+
+
+_UNUSABLE = resources_pb2.Resource(
+    kind=resources_pb2.RESOURCE_KIND_ROUTER, id="r2", payload=b"\xff"
+)
+
+
+async def test_a_kept_configuration_that_cannot_be_served_gives_way_to_the_one_before(
+    tmp_path: Path,
+) -> None:
+    current = CurrentSnapshot()
+    file = _file_with(tmp_path, configuration(3), [*configuration(3), _UNUSABLE])
+
+    assert await LastKnownGood(file).offer(_watch(current).restore)
+
+    assert current.get().position.revision == 1
+    assert len(current.get().keys_by_sha256) == 3
+    # Intact, so it stays: another version of the program may be able to serve it.
+    assert sorted(os.listdir(tmp_path)) == [CURRENT, PREVIOUS]
+
+
+async def test_of_two_kept_configurations_the_newest_is_served(tmp_path: Path) -> None:
+    current = CurrentSnapshot()
+    file = _file_with(tmp_path, configuration(3), configuration(4))
+
+    assert await LastKnownGood(file).offer(_watch(current).restore)
+
+    assert current.get().position.revision == 2
+
+
+async def test_nothing_is_served_when_nothing_that_was_kept_can_be(tmp_path: Path) -> None:
+    current = CurrentSnapshot()
+    assert not await LastKnownGood(SnapshotFile(tmp_path, _NODE_KEY)).offer(_watch(current).restore)
+
+    file = _file_with(tmp_path, [_UNUSABLE], [_UNUSABLE])
+    assert not await LastKnownGood(file).offer(_watch(current).restore)
+
+    assert current.latest is None

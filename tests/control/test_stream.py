@@ -9,17 +9,15 @@ from dataclasses import dataclass, field
 import grpc
 import pytest
 import pytest_asyncio
-from tollkeeper.common.v1 import limits_pb2
+from tollkeeper.common.v1 import errors_pb2, limits_pb2
 from tollkeeper.config.v1 import config_service_pb2 as pb
 from tollkeeper.config.v1 import config_service_pb2_grpc as pb_grpc
 from tollkeeper.config.v1 import resources_pb2 as res
 
-from dataplane.control.compile import RawResource, compile_snapshot
 from dataplane.control.current import CurrentSnapshot, Revoked
 from dataplane.control.transfers import Contents
 from dataplane.control.watch import Node, Watch
 from dataplane.domain.refusals import Refusal
-from dataplane.domain.snapshot import Position
 from tests.control.configurations import (
     configuration,
     key,
@@ -279,22 +277,12 @@ async def test_heartbeats_tell_the_position_and_silence_ends_the_stream() -> Non
     assert len(it.control_plane.tokens) >= 2
 
 
-async def test_compiling_twenty_thousand_keys_never_holds_the_loop_for_long(it: Watching) -> None:
-    longest = 0.0
+async def test_heartbeats_say_that_nothing_is_served_until_something_was_applied() -> None:
+    async with watching(heartbeat_ms=50) as it:
+        before = (await it.control_plane.hear("heartbeat")).heartbeat
+        it.control_plane.say(*full(1, configuration(), 5))
+        await it.control_plane.hear("ack")
+        after = (await it.control_plane.hear("heartbeat")).heartbeat
 
-    async def watch_the_loop() -> None:
-        nonlocal longest
-        while True:
-            before = time.perf_counter()
-            await asyncio.sleep(0)
-            longest = max(longest, time.perf_counter() - before)
-
-    resources = [*configuration(0), *map(key, range(20_000))]
-    raw = [RawResource(each.kind, each.id, each.revision, each.payload) for each in resources]
-    heartbeat = asyncio.create_task(watch_the_loop())
-    compiled = await compile_snapshot(Position("e", 1, bytes(32)), raw, {}, 0)
-    heartbeat.cancel()
-
-    assert len(compiled.snapshot.keys_by_sha256) == 20_000
-    # Slices are 3 ms; a busy machine may add its own pauses.
-    assert longest < 0.1
+    assert before.not_ready == errors_pb2.ERROR_REASON_CONFIGURATION_UNAVAILABLE
+    assert (after.position.revision, after.not_ready) == (5, errors_pb2.ERROR_REASON_UNSPECIFIED)

@@ -54,5 +54,5 @@ class Probe:
     async def until(self, condition: Callable[[], bool]) -> None:
         """Return when the condition holds; it is asked again every few milliseconds."""
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while not condition():  # noqa: ASYNC110 - the condition is another process's state
+            while not condition():
                 await asyncio.sleep(0.005)

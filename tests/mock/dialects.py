@@ -103,7 +103,7 @@ class Client:
 async def until(condition: Callable[[], bool], *, deadline_s: float = 1) -> None:
     """Wait for `condition`; TimeoutError after `deadline_s`."""
     async with asyncio.timeout(deadline_s):
-        while not condition():  # noqa: ASYNC110 - counters have no event to wait for
+        while not condition():
             await asyncio.sleep(0.002)
 
 

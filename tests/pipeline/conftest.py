@@ -112,6 +112,7 @@ class DataPlane:
     configuration: Configuration
     mock: MockServer
     stop: asyncio.Event
+    server: asyncio.Task[None]
     client: httpx.AsyncClient = field(repr=False)
 
     def use(self, snapshot: Snapshot) -> None:
@@ -206,7 +207,9 @@ async def data_plane(
         timeout=10,
         verify=False,  # noqa: S501
     ) as client:
-        yield DataPlane(base_url, pipeline, limiter, records, configuration, mock, stop, client)
+        yield DataPlane(
+            base_url, pipeline, limiter, records, configuration, mock, stop, server, client
+        )
     stop.set()
     await server
     await upstreams.aclose()

@@ -134,8 +134,9 @@ async def test_many_callers_leave_at_once_and_nothing_stays_held(
 
 
 def call(data_plane: DataPlane, dialect: str, is_stream: bool) -> Call:
-    text = b'{"model":"mock-tokens-20-slow-3","max_tokens":50,"stream":%b,"messages":[]}' % (
-        b"true" if is_stream else b"false"
+    text = (
+        b'{"model":"mock-tokens-20-slow-3","max_tokens":50,"stream":%b,"messages":[{"role":"user","content":"x"}]}'
+        % (b"true" if is_stream else b"false")
     )
     codec = openai if dialect == "openai" else anthropic
     made: Call = codec.call_of(data_plane.pipeline.new_request_id(), text, {}, "")

@@ -8,7 +8,7 @@ import pytest
 from dataplane.domain.principals import LimitEntry
 from tests.pipeline.conftest import DataPlane
 from tests.pipeline.test_endings import dialects
-from tests.pipeline.wire import check_refusal
+from tests.pipeline.wire import check_refusal, head
 
 
 @dialects
@@ -76,6 +76,24 @@ async def test_a_stop_lets_streams_finish_and_takes_nothing_new(data_plane: Data
     with pytest.raises(httpx.ConnectError):
         async with httpx.AsyncClient(trust_env=False) as fresh:
             await fresh.get(data_plane.base_url)
+
+
+async def test_a_stop_does_not_wait_for_a_caller_that_takes_nothing(
+    data_plane: DataPlane,
+) -> None:
+    host, port = data_plane.base_url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    body = b'{"model":"mock-tokens-1000000","max_tokens":1000000,"stream":true,"messages":[{"role":"user","content":"x"}]}'
+    writer.write(head("/v1/chat/completions", b"content-length: %d" % len(body)) + body)
+    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+
+    data_plane.stop.set()
+
+    # The harness serves with a drain of 5 seconds; the fixture waits for its end.
+    async with asyncio.timeout(8):
+        await data_plane.server
+    await data_plane.until(lambda: bool(data_plane.records.closes))
+    writer.close()
 
 
 async def test_the_cost_of_a_stream_comes_as_a_comment_for_who_asks(

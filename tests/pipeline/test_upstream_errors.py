@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
+from dataplane.domain.prices import Price, PriceBook
 from dataplane.domain.principals import LimitEntry
 from tests.pipeline.conftest import DataPlane
 from tests.pipeline.scripted import ScriptedProvider
@@ -129,3 +132,17 @@ async def test_a_content_type_of_any_characters_does_not_break_the_answer(
     answer = await data_plane.chat()
 
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+
+
+async def test_a_fee_per_request_is_for_answers_only(
+    data_plane: DataPlane, provider: ScriptedProvider
+) -> None:
+    data_plane.calls(provider.url, user=SPEND)
+    fee = Price("fee", 1, "mock", "*", 0, 0, 0, 0, 0, 0, request_nanousd=777)
+    data_plane.use(replace(data_plane.configuration.get(), prices=PriceBook([fee])))
+    assert (await data_plane.chat()).status_code == 200
+    provider.answers(500, PLAIN)
+    await data_plane.chat()
+
+    assert [event.charged_nanousd for event in data_plane.records.closes] == [777, 0]
+    assert await data_plane.counted("user_spend_per_month") == 777
