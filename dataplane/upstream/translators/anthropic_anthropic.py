@@ -13,13 +13,15 @@ import msgspec
 from dataplane.domain.calls import Call, Usage, UsageSource
 from dataplane.domain.refusals import Refusal
 from dataplane.domain.routing import Attempt
-from dataplane.domain.sse import EventSplitter, data_of, events_of
+from dataplane.domain.sse import EventSplitter, data_of, edited, events_of
 from dataplane.domain.usage import anthropic_usage, estimated_tokens, merged
 from dataplane.upstream.answers import no_answer, provider_failed
 from dataplane.upstream.bodies import with_fields
 
 _DEFAULT_VERSION: Final = "2023-06-01"
 _MAX_UNCOUNTED_BYTES: Final = 512 * 1024
+# What the events hold that matter once there is content.
+_MARKS: Final = (b'"usage"', b'"message_stop"')
 _NULL: Final = msgspec.Raw(b"null")
 
 
@@ -103,19 +105,26 @@ class AnthropicStreamReader:
     def _pass(self, events: bytes) -> bytes:
         if not events:
             return b""
-        is_plain = (
-            b'"usage"' not in events
-            and b'"message_stop"' not in events
-            and b'"error"' not in events
-            and self.failure is None
-        )
-        if not is_plain or not self.has_content:
+        if b'"error"' in events or self.failure is not None:
             events = b"".join(self._look_at(event) for event in events_of(events))
+        else:
+            preamble, rest = self._until_content(events)
+            events = preamble + edited(rest, _MARKS, self._look_at)
         self._uncounted.append(events)
         self._uncounted_bytes += len(events)
         if self._uncounted_bytes > _MAX_UNCOUNTED_BYTES:
             self._count()
         return events
+
+    def _until_content(self, events: bytes) -> tuple[bytes, bytes]:
+        """Look at events up to the first with content; return these, and what follows."""
+        seen, length = [], 0
+        for event in () if self.has_content else events_of(events):
+            seen.append(self._look_at(event))
+            length += len(event)
+            if self.has_content:
+                break
+        return b"".join(seen), events[length:]
 
     def _look_at(self, event: bytes) -> bytes:
         parsed = _decoded(data_of(event))

@@ -12,7 +12,7 @@ import msgspec
 from dataplane.domain.calls import Call, Usage, UsageSource
 from dataplane.domain.refusals import Refusal
 from dataplane.domain.routing import Attempt
-from dataplane.domain.sse import EventSplitter, data_of, events_of
+from dataplane.domain.sse import EventSplitter, data_of, edited, events_of
 from dataplane.domain.usage import estimated_tokens, openai_usage
 from dataplane.upstream.answers import no_answer, provider_failed
 from dataplane.upstream.bodies import with_fields
@@ -134,26 +134,33 @@ class OpenAIStreamReader:
         if self._hides_usage and b'"usage":null' in events:
             # A quote inside of a JSON string is escaped, so this cannot be part of a text.
             events = events.replace(b',"usage":null', b"")
-        is_plain = (
-            events.count(b'"usage"') == events.count(b'"usage":null')
-            and b'"error"' not in events
-            and self.failure is None
-        )
-        # Looked for in whole lines only: a text may hold the same characters.
-        is_done = _DONE in events and any(data_of(each) == _DONE for each in events_of(events))
-        if not is_plain or not self.has_content:
+        if b'"error"' in events or self.failure is not None:
             events = b"".join(self._look_at(event) for event in events_of(events))
-        if is_done and self.failure is None:
-            self.is_complete = True
+        else:
+            preamble, rest = self._until_content(events)
+            events = preamble + edited(rest, _marks_in(rest), self._look_at)
         self._uncounted.append(events)
         self._uncounted_bytes += len(events)
         if self._uncounted_bytes > _MAX_UNCOUNTED_BYTES:
             self._count()
         return events
 
+    def _until_content(self, events: bytes) -> tuple[bytes, bytes]:
+        """Look at events up to the first with content; return these, and what follows."""
+        seen, length = [], 0
+        for event in () if self.has_content else events_of(events):
+            seen.append(self._look_at(event))
+            length += len(event)
+            if self.has_content:
+                break
+        return b"".join(seen), events[length:]
+
     def _look_at(self, event: bytes) -> bytes:
         """Note what an event says; return what of it goes to the caller: after an error, nothing."""
-        chunk = _decoded(data_of(event))
+        data = data_of(event)
+        if data == _DONE:
+            self.is_complete = self.failure is None
+        chunk = _decoded(data)
         if chunk is None:
             return event if self.failure is None else b""
         self._reported = chunk.reported() or self._reported
@@ -237,6 +244,14 @@ class OpenAIToOpenAI:
             output_tokens=estimated_tokens(text_bytes),
             source=UsageSource.ESTIMATED,
         )
+
+
+def _marks_in(events: bytes) -> tuple[bytes, ...]:
+    """Return what the events that matter hold: usage that is not null, and the end."""
+    told = events.count(b'"usage"') - events.count(b'"usage":null')
+    if told == 0:
+        return (_DONE,)
+    return (_DONE, b'"usage":{' if told == events.count(b'"usage":{') else b'"usage"')
 
 
 def _asking_for_usage(options: bytes | None) -> bytes:

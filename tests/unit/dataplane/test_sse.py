@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataplane.domain.refusals import Refusal
-from dataplane.domain.sse import EventSplitter, data_of, events_of
+from dataplane.domain.sse import EventSplitter, data_of, edited, events_of
 from tests.recorded import exchanges
 
 _EVENTS = st.lists(
@@ -66,3 +66,16 @@ def test_an_event_without_end_is_refused_before_it_fills_the_memory() -> None:
 
     with pytest.raises(Refusal, match="upstream_invalid_response"):
         splitter.feed(b"x")
+
+
+@given(
+    texts=st.lists(st.sampled_from(["plain", "with MARK", "MARK", "other SIGN", ""]), max_size=8),
+    end=st.sampled_from(["\n\n", "\r\n\r\n"]),
+)
+def test_only_events_that_hold_a_mark_are_edited(texts: list[str], end: str) -> None:
+    events = [f"data: {text}{end}" for text in texts]
+
+    result = edited("".join(events).encode(), (b"MARK", b"SIGN"), lambda event: b"<%b>" % event)
+
+    wanted = [f"<{e}>" if "MARK" in e or "SIGN" in e else e for e in events]
+    assert result == "".join(wanted).encode()
