@@ -1,6 +1,5 @@
 """What is measured, in order: the harness itself, then the data plane."""
 
-import http.client
 import subprocess
 import sys
 import time
@@ -9,20 +8,16 @@ from typing import Final
 
 import msgspec
 
-from tests.load.answers import event_count
+from tests.load.calls import EVENTS, probed, stream_body, whole_body
 from tests.load.figures import SATURATED_SHARE, Figure, per_unit_us
-from tests.load.jobs import PATH, Job, Outcome, Target, target
+from tests.load.jobs import Job, Outcome, Target, target
 from tests.load.machine import cpu_seconds, resident_bytes
 from tests.load.redis_work import RedisWork, redis_work
 from tests.load.stack import ROOT, Addresses, BenchError
 
 CONNECTIONS: Final = 64
-EVENTS: Final = 64
 PACE_MS: Final = 20
-# The size of a short answer; every figure of the project is for it.
-ANSWER_BYTES: Final = 448
 _MB: Final = 1_000_000
-_PROBE_DEADLINE_S: Final = 15.0
 # What a generator takes beyond its window: to start, to connect, and for the last answers.
 _GENERATOR_PATIENCE_S: Final = 60.0
 _QUIET_SHARE: Final = 0.05
@@ -238,69 +233,3 @@ def generated(job: Job) -> Outcome:
         said = done.stderr.decode(errors="replace").strip()
         raise BenchError(f"the load generator failed: {said}")
     return msgspec.json.decode(done.stdout, type=Outcome)
-
-
-def whole_body(mock_url: str) -> dict[str, object]:
-    """Return a call whose whole answer has 448 bytes, by asking the mock once how long it is.
-
-    Raises:
-        BenchError: The mock did not answer with status 200.
-    """
-    first = "a" * 100
-    status, answer = posted(target(mock_url, _whole(first)))
-    if status != 200:
-        raise BenchError(f"the mock answered with status {status}")
-    return _whole("a" * (len(first) + ANSWER_BYTES - len(answer)))
-
-
-def _whole(text: str) -> dict[str, object]:
-    return {"model": "mock-echo", "messages": [{"role": "user", "content": text}]}
-
-
-def stream_body(pace_ms: int = 0) -> dict[str, object]:
-    """Return a call whose answer is a stream of 64 events with text."""
-    pace = f"-pace-{pace_ms}" if pace_ms else ""
-    question = [{"role": "user", "content": "Count to sixty-four."}]
-    return {"model": f"mock-tokens-{EVENTS}{pace}", "messages": question, "stream": True}
-
-
-def probed(unknown: Target) -> Target:
-    """Make the call once and look at the answer closely; return the target with what is right.
-
-    Raises:
-        BenchError: The answer is not what was asked for.
-    """
-    status, answer = posted(unknown)
-    if status != 200:
-        raise BenchError(f"the first call got status {status}: {answer[:400].decode()}")
-    if '"stream":true' in unknown.body:
-        events = event_count(answer)
-        pieces = answer.count(b'"content":"') - answer.count(b'"content":""')
-        if pieces != EVENTS or not answer.endswith(b"data: [DONE]\n\n"):
-            raise BenchError(f"the first stream had {pieces} events with text, not {EVENTS}")
-        return msgspec.structs.replace(unknown, answer_events=events)
-    asked = msgspec.json.decode(unknown.body)["messages"][0]["content"]
-    said = msgspec.json.decode(answer)["choices"][0]["message"]["content"]
-    if said != asked:
-        raise BenchError(f"the first answer was {said[:400]!r}")
-    return msgspec.structs.replace(unknown, answer_bytes=len(answer))
-
-
-def posted(to: Target) -> tuple[int, bytes]:
-    """Make one call with the standard library's client; return status and body.
-
-    Raises:
-        BenchError: There was no answer.
-    """
-    connection = http.client.HTTPConnection(to.host, to.port, timeout=_PROBE_DEADLINE_S)
-    headers = {"content-type": "application/json"}
-    if to.authorization:
-        headers["authorization"] = to.authorization
-    try:
-        connection.request("POST", PATH, to.body, headers)
-        response = connection.getresponse()
-        return response.status, response.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise BenchError(f"the first call failed: {error}") from error
-    finally:
-        connection.close()
