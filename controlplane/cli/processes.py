@@ -8,7 +8,6 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +23,6 @@ START_DEADLINE_S: Final = 60.0
 _POLL_S: Final = 0.02
 _FIRST_DELAY_S: Final = 2.0
 _LONGEST_DELAY_S: Final = 30.0
-# A child that lived this long was well; its next restart waits no longer than the first one.
-_WELL_AFTER_S: Final = 10.0
 # SIGKILL cannot be refused: what is not gone by then hangs in the kernel, and waiting does not help.
 _KILL_DEADLINE_S: Final = 5.0
 
@@ -59,9 +56,12 @@ class Program:
         return self.argv, {**self.environment, self.port_setting: str(port)}
 
 
-def restart_delay_s(previous_s: float | None, lived_s: float) -> float:
-    """Return how long to wait before a restart, in seconds: 2, and twice as long, up to 30, after each quick death."""
-    if previous_s is None or lived_s >= _WELL_AFTER_S:
+def restart_delay_s(previous_s: float | None, *, has_served: bool) -> float:
+    """Return how long to wait before a restart, in seconds.
+
+    Two, as promised, for a program that had served; twice as long each time, up to 30, for one that cannot even start.
+    """
+    if previous_s is None or has_served:
         return _FIRST_DELAY_S
     return min(previous_s * 2, _LONGEST_DELAY_S)
 
@@ -78,7 +78,6 @@ class Child:
         self.announcement: Announcement | None = None
         self._report = report
         self._process: asyncio.subprocess.Process | None = None
-        self._started_at_s = 0.0
         self._pump: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
 
@@ -169,7 +168,6 @@ class Child:
         argv, environment = self.program.at(port)
         if self.program.ready_file is not None:
             self.program.ready_file.unlink(missing_ok=True)
-        self._started_at_s = time.monotonic()
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", str(_LAUNCHER), _BOND, str(os.getpid()), *argv),
             env=environment,
@@ -196,22 +194,24 @@ class Child:
 
     async def _keep(self, *, restarts: bool) -> None:
         delay_s: float | None = None
+        has_served = True
         while self._process is not None:
             code = await self._process.wait()
             _end_group(self._process.pid)
-            lived_s = time.monotonic() - self._started_at_s
             ending = f"{self.name} (pid {self.pid}) {_ending(code)}"
             if not restarts:
                 self._report(f"{ending}; it is not started again")
                 return
-            delay_s = restart_delay_s(delay_s, lived_s)
+            delay_s = restart_delay_s(delay_s, has_served=has_served)
             self._report(f"{ending}; it is started again in {delay_s:.0f} s")
             await asyncio.sleep(delay_s)
             try:
                 await self.start()
             except StartError as error:
+                has_served = False
                 self._report(str(error))
             else:
+                has_served = True
                 self._report(f"{self.name} is back (pid {self.pid})")
 
     async def _wait_for_end(

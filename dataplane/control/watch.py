@@ -35,7 +35,8 @@ _log = structlog.get_logger(__name__)
 PROTOCOL_VERSION: Final = 1
 _CONNECT_SECONDS: Final = 5.0
 _FIRST_DELAY_SECONDS: Final = 0.1
-_LONGEST_DELAY_SECONDS: Final = 5.0
+# A control plane that is back must be followed within a second.
+_LONGEST_DELAY_SECONDS: Final = 1.0
 # A token that is refused stays so until an operator acts.
 _REFUSED_DELAY_SECONDS: Final = 10.0
 _REFUSED: Final = (

@@ -6,6 +6,7 @@ from typing import Final
 from dataplane.domain.limiting import (
     NEVER_MS,
     Denial,
+    Layer,
     LayerKind,
     Standing,
     SubjectKind,
@@ -63,9 +64,9 @@ def refusal_for(
     )
 
 
-def has_public_figures(standing: Standing) -> bool:
+def has_public_figures(layer: Layer) -> bool:
     """Return whether a caller may see how much of this layer is left."""
-    return standing.layer.subject_kind not in _WITHOUT_FIGURES
+    return layer.subject_kind not in _WITHOUT_FIGURES
 
 
 def _details(denial: Denial, now_ms: int) -> dict[str, object]:
@@ -75,7 +76,7 @@ def _details(denial: Denial, now_ms: int) -> dict[str, object]:
     if standing.reset_ms > 0:
         resets_at = datetime.fromtimestamp((now_ms + standing.reset_ms) / 1000, UTC)
         details["resets_at"] = resets_at.isoformat(timespec="seconds").replace("+00:00", "Z")
-    if not has_public_figures(standing):
+    if not has_public_figures(layer):
         return details
     if layer.kind is LayerKind.SPEND:
         details["budget"] = usd(layer.capacity)

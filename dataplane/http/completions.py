@@ -101,7 +101,8 @@ def _headers(pipeline: Pipeline, answer: Answer) -> tuple[tuple[str, str], ...]:
         headers.append(("x-tollkeeper-cost-usd", usd(bill.cost_nanousd)))
     else:
         headers += _NO_BUFFERING
-    return (*headers, *limit_headers(it.reservation.standings, call.dialect, pipeline.clock_ms()))
+    plan, now_ms = it.snapshot.plan_for(it.key), pipeline.clock_ms()
+    return (*headers, *limit_headers(it.reservation.standings, call.dialect, now_ms, plan))
 
 
 def _check_content_type(headers: Mapping[str, str]) -> None:

@@ -4,41 +4,95 @@
 other tenants too are left out: their figures would leak.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from dataplane.domain.calls import Dialect
 from dataplane.domain.denials import has_public_figures
-from dataplane.domain.limiting import Standing, Unit, Window
+from dataplane.domain.limiting import Layer, LayerPlan, Standing, Unit, Window
 
-_UNITS: Final = ((Unit.REQUESTS, "requests"), (Unit.TOKENS, "tokens"))
 _WINDOW_SECONDS: Final = {Window.MINUTE: 60, Window.DAY: 86_400, Window.MONTH: 2_592_000}
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """Which layers of a plan a caller sees, and what of the headers never changes.
+
+    The numbers are places in the plan. `policy` is the whole `ratelimit-policy`; `counted` has the
+    beginnings of the parts of `ratelimit`.
+    """
+
+    requests: tuple[int, ...]
+    tokens: tuple[int, ...]
+    policy: str
+    counted: tuple[tuple[int, str], ...]
+
+
+_shown_by_plan: WeakKeyDictionary[LayerPlan, _Shown] = WeakKeyDictionary()
+
+
 def limit_headers(
-    standings: Iterable[Standing], dialect: Dialect, now_ms: int
+    standings: Sequence[Standing], dialect: Dialect, now_ms: int, plan: LayerPlan | None = None
 ) -> tuple[tuple[str, str], ...]:
-    """Return the headers that tell a caller where it stands."""
-    shown = [
-        each
-        for each in standings
-        if has_public_figures(each) and each.layer.unit in (Unit.REQUESTS, Unit.TOKENS)
-    ]
-    if not shown:
-        return ()
+    """Return the headers that tell a caller where it stands.
+
+    Args:
+        standings: One per layer.
+        dialect: Whose header names the caller reads.
+        now_ms: Unix milliseconds.
+        plan: The plan whose layers these are, in its order; what never changes is then worked out
+            once.
+    """
+    shown = _shown_of([each.layer for each in standings]) if plan is None else _shown_in(plan)
     headers: list[tuple[str, str]] = []
-    for unit, name in _UNITS:
-        tightest = _tightest(shown, unit)
-        if tightest is not None and dialect is Dialect.ANTHROPIC:
+    for name, places in (("requests", shown.requests), ("tokens", shown.tokens)):
+        if not places:
+            continue
+        tightest = min((standings[place] for place in places), key=_remaining)
+        if dialect is Dialect.ANTHROPIC:
             headers += _anthropic(tightest, name, now_ms)
-        elif tightest is not None:
+        else:
             headers += _openai(tightest, name)
-    counted = [each for each in shown if each.layer.window in _WINDOW_SECONDS]
-    if counted:
-        headers.append(("ratelimit-policy", ", ".join(_policy(each) for each in counted)))
-        headers.append(("ratelimit", ", ".join(_state(each) for each in counted)))
+    if shown.counted:
+        states = [f"{head}{_state(standings[place])}" for place, head in shown.counted]
+        headers += [("ratelimit-policy", shown.policy), ("ratelimit", ", ".join(states))]
     return tuple(headers)
+
+
+def _shown_in(plan: LayerPlan) -> _Shown:
+    shown = _shown_by_plan.get(plan)
+    if shown is None:
+        shown = _shown_by_plan[plan] = _shown_of(plan.layers)
+    return shown
+
+
+def _shown_of(layers: Sequence[Layer]) -> _Shown:
+    public = [(place, layer) for place, layer in enumerate(layers) if has_public_figures(layer)]
+    counted = [
+        (place, layer)
+        for place, layer in public
+        if layer.unit in (Unit.REQUESTS, Unit.TOKENS) and layer.window in _WINDOW_SECONDS
+    ]
+    return _Shown(
+        requests=_tightest_of(public, Unit.REQUESTS),
+        tokens=_tightest_of(public, Unit.TOKENS),
+        policy=", ".join(_policy(layer) for _, layer in counted),
+        counted=tuple((place, f'"{layer.name}"') for place, layer in counted),
+    )
+
+
+def _tightest_of(layers: Iterable[tuple[int, Layer]], unit: Unit) -> tuple[int, ...]:
+    """Return the places among which the tightest is shown: those per minute, if there are some."""
+    of_unit = [(place, layer) for place, layer in layers if layer.unit is unit]
+    per_minute = [place for place, layer in of_unit if layer.window is Window.MINUTE]
+    return tuple(per_minute or [place for place, _ in of_unit])
+
+
+def _remaining(standing: Standing) -> int:
+    return standing.remaining
 
 
 def duration(milliseconds: int) -> str:
@@ -50,12 +104,6 @@ def duration(milliseconds: int) -> str:
     if hours:
         return f"{hours}h{minutes}m{seconds}s"
     return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
-
-
-def _tightest(standings: list[Standing], unit: Unit) -> Standing | None:
-    of_unit = [each for each in standings if each.layer.unit is unit]
-    per_minute = [each for each in of_unit if each.layer.window is Window.MINUTE]
-    return min(per_minute or of_unit, key=lambda each: each.remaining, default=None)
 
 
 def _openai(standing: Standing, name: str) -> list[tuple[str, str]]:
@@ -76,11 +124,9 @@ def _anthropic(standing: Standing, name: str, now_ms: int) -> list[tuple[str, st
     ]
 
 
-def _policy(standing: Standing) -> str:
-    layer = standing.layer
+def _policy(layer: Layer) -> str:
     return f'"{layer.name}";q={layer.capacity};w={_WINDOW_SECONDS[layer.window]}'
 
 
 def _state(standing: Standing) -> str:
-    seconds = -(-max(0, standing.reset_ms) // 1000)
-    return f'"{standing.layer.name}";r={standing.remaining};t={seconds}'
+    return f";r={standing.remaining};t={-(-max(0, standing.reset_ms) // 1000)}"

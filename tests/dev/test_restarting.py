@@ -65,17 +65,18 @@ def test_an_interrupt_does_not_wait_for_a_restart(start_dev: StartDev) -> None:
 
 
 @pytest.mark.parametrize(
-    ("previous_s", "lived_s", "delay_s"),
+    ("previous_s", "has_served", "delay_s"),
     [
-        (None, 0.1, 2.0),
-        (2.0, 0.1, 4.0),
-        (4.0, 9.9, 8.0),
-        (16.0, 0.1, 30.0),
-        (30.0, 0.1, 30.0),
-        (30.0, 10.0, 2.0),
+        (None, True, 2.0),
+        (2.0, True, 2.0),
+        (2.0, False, 4.0),
+        (4.0, False, 8.0),
+        (16.0, False, 30.0),
+        (30.0, False, 30.0),
+        (30.0, True, 2.0),
     ],
 )
-def test_a_program_that_dies_again_at_once_waits_longer_each_time(
-    previous_s: float | None, lived_s: float, delay_s: float
+def test_only_a_program_that_cannot_start_waits_longer_each_time(
+    previous_s: float | None, has_served: bool, delay_s: float
 ) -> None:
-    assert restart_delay_s(previous_s, lived_s) == delay_s
+    assert restart_delay_s(previous_s, has_served=has_served) == delay_s

@@ -175,9 +175,15 @@ def way_in(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture
+def drain_seconds() -> float:
+    """How long a stop waits for streams in flight."""
+    return 5.0
+
+
 @pytest_asyncio.fixture
 async def data_plane(
-    redis_server: RunningRedis, way_in: str, request: pytest.FixtureRequest
+    redis_server: RunningRedis, way_in: str, drain_seconds: float, request: pytest.FixtureRequest
 ) -> AsyncIterator[DataPlane]:
     mock = await serve_mock("127.0.0.1", 0)
     limiter = await Limiter.connect(
@@ -197,7 +203,7 @@ async def data_plane(
     app = Entry(pipeline, quart) if way_in == "entry" else quart
     sock, stop = listen("127.0.0.1", 0), asyncio.Event()
     base_url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    server = asyncio.create_task(serve(app, sock, stop, drain_seconds=5))
+    server = asyncio.create_task(serve(app, sock, stop, drain_seconds))
     headers = {"authorization": f"Bearer {KEY}"}
     async with httpx.AsyncClient(
         # Without TLS no certificates need to be loaded, which takes longer than most tests.

@@ -55,7 +55,9 @@ async def test_a_denied_caller_sees_that_nothing_is_left(data_plane: DataPlane) 
 
     assert denied.status_code == 429
     assert denied.headers["x-ratelimit-remaining-requests"] == "0"
-    assert 1 <= int(denied.headers["retry-after"]) <= 64
+    assert (
+        1 <= int(denied.headers["retry-after"]) <= 67
+    )  # a minute, a slot of five seconds, and the jitter
 
 
 async def test_a_caller_without_limits_gets_no_headers_of_limits(data_plane: DataPlane) -> None:

@@ -2,13 +2,11 @@
 
 import asyncio
 
-import httpx
 import pytest
 
 from dataplane.domain.principals import LimitEntry
 from tests.pipeline.conftest import DataPlane
 from tests.pipeline.test_endings import dialects
-from tests.pipeline.wire import check_refusal, head
 
 
 @dialects
@@ -37,63 +35,6 @@ async def test_of_many_calls_at_once_exactly_the_limit_is_admitted(data_plane: D
     statuses = [answer.status_code for answer in answers]
     assert (statuses.count(200), statuses.count(429)) == (50, 70)
     assert len(data_plane.records.closes) == data_plane.mock.stats.requests == 50
-
-
-async def test_a_stop_lets_streams_finish_and_takes_nothing_new(data_plane: DataPlane) -> None:
-    data_plane.limited(user=(LimitEntry("parallel", "none", 50),))
-    body = {
-        "model": "mock-tokens-30-pace-20",
-        "messages": [{"role": "user", "content": "x"}],
-        "stream": True,
-        "max_tokens": 100,
-    }
-    paths = ["/v1/chat/completions", "/v1/messages"]
-
-    async def read(path: str) -> str:
-        answer = await data_plane.client.post(path, json=body)
-        assert answer.status_code == 200
-        return answer.text
-
-    await data_plane.chat()  # a connection that stays open and idle
-    streams = [asyncio.create_task(read(paths[index % 2])) for index in range(20)]
-    await data_plane.until(lambda: data_plane.pipeline.in_flight == 20)
-    data_plane.pipeline.is_draining = True
-    for path in paths:
-        refused = await data_plane.client.post(path, json=body)
-        dialect = "openai" if "chat" in path else "anthropic"
-        check_refusal(refused, 503, "draining", dialect)
-    ready = await data_plane.client.get("/health/ready")
-    assert (ready.status_code, ready.json()["draining"]) == (503, True)
-
-    data_plane.stop.set()
-
-    texts = await asyncio.wait_for(asyncio.gather(*streams), 5)
-    assert sum("[DONE]" in text for text in texts) == 10
-    assert sum("message_stop" in text for text in texts) == 10
-    assert len(data_plane.records.closes) == 21
-    assert {event.usage.source for event in data_plane.records.closes} == {"reported"}
-    assert await data_plane.counted("user_parallel") == 0
-    with pytest.raises(httpx.ConnectError):
-        async with httpx.AsyncClient(trust_env=False) as fresh:
-            await fresh.get(data_plane.base_url)
-
-
-async def test_a_stop_does_not_wait_for_a_caller_that_takes_nothing(
-    data_plane: DataPlane,
-) -> None:
-    host, port = data_plane.base_url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
-    body = b'{"model":"mock-tokens-1000000","max_tokens":1000000,"stream":true,"messages":[{"role":"user","content":"x"}]}'
-    writer.write(head("/v1/chat/completions", b"content-length: %d" % len(body)) + body)
-    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
-
-    data_plane.stop.set()
-
-    # The harness serves with a drain of 5 seconds; the fixture waits for its end.
-    async with asyncio.timeout(8):
-        await data_plane.server
-    await data_plane.until(lambda: bool(data_plane.records.closes))
-    writer.close()
 
 
 async def test_the_cost_of_a_stream_comes_as_a_comment_for_who_asks(
