@@ -1,6 +1,5 @@
 """The form of a record in a spool's file: length, checksum, kind, then what it says."""
 
-import dataclasses
 import struct
 import zlib
 from collections.abc import Iterator
@@ -141,11 +140,11 @@ def acknowledged_in(record: Record) -> list[str]:
 
 def _tamed(event: UsageEvent) -> UsageEvent:
     texts = {
-        field.name: value.encode("utf-8", "replace").decode()[:_MAX_TEXT]
-        for field in dataclasses.fields(event)
-        if type(value := getattr(event, field.name)) is str
+        name: value.encode("utf-8", "replace").decode()[:_MAX_TEXT]
+        for name in event.__struct_fields__
+        if type(value := getattr(event, name)) is str
     }
-    return dataclasses.replace(event, **texts)  # type: ignore[arg-type]
+    return msgspec.structs.replace(event, **texts)
 
 
 def _framed(kind: Kind, payload: bytes) -> bytes:

@@ -29,6 +29,8 @@ from dataplane.pipeline import Pipeline
 _log = structlog.get_logger(__name__)
 # A client that takes nothing for so long is gone; its slot and its money go back.
 STALLED_SECONDS: Final = 120.0
+# How much later than the request the gateway begins to listen for its client's leaving.
+LISTEN_AFTER_SECONDS: Final = 0.03
 # A body that trickles in holds memory for so long at most.
 READ_SECONDS: Final = 60.0
 
@@ -70,24 +72,19 @@ class Entry:
         except Refusal as refusal:
             await self._refuse(api, refusal, send)
             return
-        work = asyncio.current_task()
-        left = asyncio.create_task(_until_disconnect(receive))
-        left.add_done_callback(
-            lambda done: None if done.cancelled() or work is None else work.cancel()
-        )
+        watch = DisconnectWatch(receive)
         try:
             async with completion(self._pipeline, api, request) as answer:
                 await send_answer(answer, send)
         except asyncio.CancelledError:
-            if work is None or not left.done():
+            if not watch.has_left:
                 raise
-            work.uncancel()
         except Exception:
             # The outermost edge: the caller gets a code, the log the trace.
             _log.exception("request_failed", path=api.path)
             await _send_internal_error(self._pipeline, scope, send)
         finally:
-            left.cancel()
+            watch.stop()
 
     async def _refuse(self, api: CompletionApi, refusal: Refusal, send: Send) -> None:
         """Refuse a request that was not read to its end, so that its connection must close."""
@@ -95,9 +92,39 @@ class Entry:
         await send_answer(refused(refusal, api.dialect, request_id), send, closes=True)
 
 
-async def _until_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class DisconnectWatch:
+    """Cancels the task that made it when the client leaves.
+
+    It begins to listen a moment later: most answers are over by then, and a task for each costs as
+    much as all of admission.
+    """
+
+    __slots__ = ("_listener", "_receive", "_timer", "_work", "has_left")
+
+    def __init__(self, receive: Receive, after_seconds: float = LISTEN_AFTER_SECONDS) -> None:
+        self.has_left = False
+        self._receive = receive
+        self._work = asyncio.current_task()
+        self._listener: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(after_seconds, self._listen)
+
+    def stop(self) -> None:
+        """Listen no more; an answer that was cut by the client counts as ended."""
+        self._timer.cancel()
+        if self._listener is not None:
+            self._listener.cancel()
+        if self.has_left and self._work is not None:
+            self._work.uncancel()
+
+    def _listen(self) -> None:
+        self._listener = asyncio.create_task(self._until_disconnect())
+
+    async def _until_disconnect(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if self._work is not None:
+            self.has_left = True
+            self._work.cancel()
 
 
 async def send_answer(answer: HttpAnswer, send: Send, *, closes: bool = False) -> None:
