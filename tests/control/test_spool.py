@@ -290,7 +290,9 @@ async def test_texts_of_callers_cannot_break_a_record(tmp_path: Path) -> None:
     spool, _ = Spool.open(tmp_path)
     event = usage_event()
     strange = [
-        type(event)(**{**{n: getattr(event, n) for n in event.__struct_fields__}, "request_id": n, "ip": t})
+        type(event)(
+            **{**{n: getattr(event, n) for n in event.__struct_fields__}, "request_id": n, "ip": t}
+        )
         for n, t in (("endless", "x" * 200_000), ("no-text", "\ud800"), ("fine", "ü\0"))
     ]
     for each in strange:
