@@ -27,7 +27,7 @@ async def test_a_stream_that_is_not_read_can_be_replaced(store: Store, rows: Row
     await rows.basics()
     await rows.write(*(key(f"large-{number}", padding=200_000) for number in range(100)))
     async with (
-        running(store, interval_s=1.0) as started,
+        running(store, interval_s=5.0) as started,
         connected(started.address) as deaf,
         connected(started.address) as newer,
     ):
