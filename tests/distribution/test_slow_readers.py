@@ -8,7 +8,7 @@ from tollkeeper.config.v1 import config_service_pb2 as pb
 from controlplane.rpc.config import _Stream
 from controlplane.store.database import Store
 from tests.distribution.conftest import ControlPlane, Rows, key, running
-from tests.distribution.node import connected, eventually
+from tests.distribution.node import Node, connected, eventually
 
 
 def is_stalled(started: ControlPlane) -> bool:
@@ -23,11 +23,18 @@ def open_streams() -> int:
     return sum(isinstance(each, _Stream) for each in gc.get_objects())
 
 
+async def beat(node: Node) -> None:
+    """Be heard, however long a busy machine takes."""
+    while True:
+        await node.say(heartbeat=pb.Heartbeat())
+        await asyncio.sleep(0.2)  # the pace of this node, not a wait for something
+
+
 async def test_a_stream_that_is_not_read_can_be_replaced(store: Store, rows: Rows) -> None:
     await rows.basics()
     await rows.write(*(key(f"large-{number}", padding=200_000) for number in range(100)))
     async with (
-        running(store, interval_s=5.0) as started,
+        running(store, interval_s=1.0) as started,
         connected(started.address) as deaf,
         connected(started.address) as newer,
     ):
@@ -35,12 +42,14 @@ async def test_a_stream_that_is_not_read_can_be_replaced(store: Store, rows: Row
         await eventually(lambda: is_stalled(started))
         await newer.hello(boot_id="boot-2")
         both = open_streams()
+        beating = asyncio.create_task(beat(newer))
         received = await newer.follow()
 
         assert both == 2
         assert len(received.resources) == 107
         await eventually(lambda: open_streams() == 1)
         assert [each.boot_id for each in started.fleet.watchers()] == ["boot-2"]
+        beating.cancel()
 
 
 async def test_a_stream_that_is_not_read_and_not_heard_ends(store: Store, rows: Rows) -> None:
