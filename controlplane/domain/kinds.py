@@ -17,3 +17,5 @@ class Kind(StrEnum):
     SUBJECT_LIMITS = "subject_limits"
     PRICE = "price"
     ADMINISTRATOR = "administrator"
+    DEVICE = "device"
+    TIER = "tier"

@@ -21,25 +21,29 @@ READABLE: Final = frozenset(
     {
         "administrators",
         "api_keys",
+        "audit",
         "credentials",
+        "devices",
         "limits",
         "nodes",
+        "operations",
         "organizations",
         "prices",
         "providers",
         "routers",
+        "tiers",
         "usage",
         "users",
     }
 )
 """Every noun that can be read; every role reads all of them. Secrets cannot be read by anybody."""
 
-_ALL_WRITABLE: Final = READABLE - {"nodes", "usage"}
+_ALL_WRITABLE: Final = READABLE - {"audit", "nodes", "operations", "usage"}
 _WRITABLE: Final = {
     Role.OWNER: _ALL_WRITABLE,
     Role.ADMIN: _ALL_WRITABLE - {"administrators"},
-    Role.OPERATOR: frozenset({"users", "api_keys", "limits", "routers"}),
-    Role.BILLING: frozenset({"limits", "prices"}),
+    Role.OPERATOR: frozenset({"users", "api_keys", "devices", "limits", "routers"}),
+    Role.BILLING: frozenset({"limits", "prices", "tiers"}),
     Role.AUDITOR: frozenset[str](),
 }
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from sqlalchemy import BigInteger, Index, Integer, LargeBinary, SmallInteger
+from sqlalchemy import text as literal_text
 from sqlmodel import Field, SQLModel
 
 from controlplane.domain.kinds import Kind
@@ -134,6 +135,57 @@ class ApiKey(ConfigurationRow, table=True):
     allowed_models: list[str] = Field(default_factory=list, sa_type=Json)
     expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     revoked: bool = False
+    tier: str = Field(
+        default="", sa_type=text(16), sa_column_kwargs={"server_default": literal_text("''")}
+    )
+
+
+class Device(ConfigurationRow, table=True):
+    """An installation of a client program; the id is what it sends as `X-Device-ID`, its token is kept as a digest.
+
+    `status` is a number of `common.v1.DeviceStatus` as it was last set: a suspension lifts by itself at
+    `suspended_until`. What it was last seen with stands in `DeviceSighting`; here is what it registered with.
+    `address_prefix` is its address (IPv4) or the /64 of it (IPv6).
+    """
+
+    __tablename__ = "devices"
+    __table_args__ = (
+        Index("ix_devices_status", "status", "created_at"),
+        Index("ix_devices_address_prefix", "address_prefix", "status"),
+    )
+    KIND: ClassVar[Kind] = Kind.DEVICE
+
+    name: str = Field(sa_type=text(100))
+    token_sha256: bytes = Field(unique=True, sa_type=LargeBinary)
+    status: int = Field(sa_type=SmallInteger)
+    user_id: str | None = Field(default=None, foreign_key="users.id", index=True, sa_type=text(80))
+    router_id: str | None = Field(
+        default=None, foreign_key="routers.id", index=True, sa_type=text(80)
+    )
+    allowed_models: list[str] = Field(default_factory=list, sa_type=Json)
+    tier: str = Field(default="", sa_type=text(16))
+    suspended_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    suspension_reason: str = Field(default="", sa_type=text(500))
+    approved_by: str = Field(default="", sa_type=text(80))
+    approved_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    platform: str = Field(default="", sa_type=text(64))
+    version: str = Field(default="", sa_type=text(64))
+    address: str = Field(default="", sa_type=text(64))
+    address_prefix: str = Field(default="", sa_type=text(64))
+    user_agent: str = Field(default="", sa_type=text(256))
+
+
+class Tier(ConfigurationRow, table=True):
+    """A set of layers that users, devices and keys have by its name, which is also its id. Limits are as in `SubjectLimits`."""
+
+    __tablename__ = "tiers"
+    KIND: ClassVar[Kind] = Kind.TIER
+
+    name: str = Field(unique=True, sa_type=text(16))
+    device_limits: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)  # Any: JSON
+    ip_limits: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)  # Any: JSON
+    user_limits: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)  # Any: JSON
+    credential_limits: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)  # Any: JSON
 
 
 class SubjectLimits(ConfigurationRow, table=True):
@@ -235,7 +287,11 @@ class Tombstone(SQLModel, table=True):
 
 
 class AuditEntry(SQLModel, table=True):
-    """Who changed what: written in the transaction of the change. `request` holds no secret."""
+    """Who changed what: written in the transaction of the change. `request` and `changes` hold no secret.
+
+    `changes` holds `{"kind", "id", "before", "after"}` for each row of the configuration that was changed, `before` and
+    `after` being its changed columns, or None where there was or is no such row. None: written before this was kept.
+    """
 
     __tablename__ = "audit"
 
@@ -246,6 +302,9 @@ class AuditEntry(SQLModel, table=True):
     resource: str = Field(default="", index=True, sa_type=text(220))
     request: dict[str, Any] = Field(default_factory=dict, sa_type=Json)  # Any: JSON
     revision: int = Field(index=True, sa_type=BigInteger)
+    changes: list[dict[str, Any]] | None = Field(
+        default=None, sa_type=Json, nullable=True
+    )  # Any: JSON
 
 
 class IdempotentAnswer(SQLModel, table=True):
@@ -332,6 +391,35 @@ class UsageRow(SQLModel, table=True):
     first_content_ms: int = Field(default=0, sa_type=BigInteger)
 
 
+class UsageDay(SQLModel, table=True):
+    """What a user used on a calendar day of its organization: the ledger's sums, kept in the transaction of each insert.
+
+    Requests that were released count nowhere. `usage_day` is `20261121`.
+    """
+
+    __tablename__ = "usage_days"
+
+    user_id: str = Field(primary_key=True, sa_type=text())
+    usage_day: str = Field(primary_key=True, sa_type=text())
+    requests: int = Field(default=0, sa_type=BigInteger)
+    input_tokens: int = Field(default=0, sa_type=BigInteger)
+    output_tokens: int = Field(default=0, sa_type=BigInteger)
+    charged_nanousd: int = Field(default=0, sa_type=BigInteger)
+
+
+class DeviceSighting(SQLModel, table=True):
+    """With what a device was last seen. Not configuration: it takes no revision and travels nowhere."""
+
+    __tablename__ = "device_sightings"
+
+    device_id: str = Field(primary_key=True, sa_type=text(80))
+    seen_at: datetime = Field(sa_type=UtcDateTime)
+    address: str = Field(default="", sa_type=text(64))
+    user_agent: str = Field(default="", sa_type=text(256))
+    platform: str = Field(default="", sa_type=text(64))
+    version: str = Field(default="", sa_type=text(64))
+
+
 CONFIGURATION: tuple[type[ConfigurationRow], ...] = (
     ServiceSettings,
     Organization,
@@ -344,5 +432,7 @@ CONFIGURATION: tuple[type[ConfigurationRow], ...] = (
     SubjectLimits,
     Price,
     Administrator,
+    Tier,
+    Device,
 )
 """Every table of the configuration."""

@@ -33,6 +33,7 @@ class ApiKey(_message.Message):
     REVOKED_FIELD_NUMBER: _builtins.int
     DISPLAY_FIELD_NUMBER: _builtins.int
     TEST_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
@@ -48,6 +49,8 @@ class ApiKey(_message.Message):
     """Output. The first characters of its text, to tell keys apart: `tk_live_4f9…`."""
     test: _builtins.bool
     """For test traffic: the text form says `test` instead of `live`. Cannot change."""
+    tier: _builtins.str
+    """The name of a tier that takes the place of the user's for calls of this key; empty for the user's."""
     id: _builtins.str
     """Output. Opaque and never reused; the ledger and the data planes know it by this."""
     revision: _builtins.int
@@ -80,6 +83,7 @@ class ApiKey(_message.Message):
         revoked: _builtins.bool = ...,
         display: _builtins.str = ...,
         test: _builtins.bool = ...,
+        tier: _builtins.str = ...,
         id: _builtins.str = ...,
         revision: _builtins.int = ...,
         etag: _builtins.str = ...,
@@ -88,7 +92,7 @@ class ApiKey(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_models", b"allowed_models", "created_at", b"created_at", "display", b"display", "etag", b"etag", "expires_at", b"expires_at", "id", b"id", "name", b"name", "revision", b"revision", "revoked", b"revoked", "router", b"router", "test", b"test", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_models", b"allowed_models", "created_at", b"created_at", "display", b"display", "etag", b"etag", "expires_at", b"expires_at", "id", b"id", "name", b"name", "revision", b"revision", "revoked", b"revoked", "router", b"router", "test", b"test", "tier", b"tier", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

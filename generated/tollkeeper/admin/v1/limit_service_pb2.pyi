@@ -32,7 +32,7 @@ class SubjectLimits(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
-    """`user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `global`."""
+    """`user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `device:3k2…`, `ip:203.0.113.7`, `global`."""
     revision: _builtins.int
     """Output. The revision that last changed them."""
     etag: _builtins.str

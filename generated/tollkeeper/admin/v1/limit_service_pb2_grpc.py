@@ -27,9 +27,10 @@ if _version_not_supported:
 
 
 class LimitServiceStub:
-    """LimitService administers the limits of the service, of organizations, users and keys.
+    """LimitService administers the limits of the service, of organizations, users, keys, devices and client addresses.
 
-    A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `global`.
+    A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `device:` and its
+    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `global`.
     """
 
     def __init__(self, channel):
@@ -61,9 +62,10 @@ class LimitServiceStub:
 
 
 class LimitServiceServicer:
-    """LimitService administers the limits of the service, of organizations, users and keys.
+    """LimitService administers the limits of the service, of organizations, users, keys, devices and client addresses.
 
-    A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `global`.
+    A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `device:` and its
+    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `global`.
     """
 
     def GetLimits(self, request, context):
@@ -127,9 +129,10 @@ def add_LimitServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LimitService:
-    """LimitService administers the limits of the service, of organizations, users and keys.
+    """LimitService administers the limits of the service, of organizations, users, keys, devices and client addresses.
 
-    A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `global`.
+    A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `device:` and its
+    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `global`.
     """
 
     @staticmethod

@@ -28,9 +28,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class LimitServiceStub:
-    """LimitService administers the limits of the service, of organizations, users and keys.
+    """LimitService administers the limits of the service, of organizations, users, keys, devices and client addresses.
 
-    A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `global`.
+    A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `device:` and its
+    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `global`.
     """
 
     @_typing.overload
@@ -50,9 +51,10 @@ class LimitServiceStub:
 
 @_typing.type_check_only
 class LimitServiceAsyncStub(LimitServiceStub):
-    """LimitService administers the limits of the service, of organizations, users and keys.
+    """LimitService administers the limits of the service, of organizations, users, keys, devices and client addresses.
 
-    A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `global`.
+    A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `device:` and its
+    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `global`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -68,9 +70,10 @@ class LimitServiceAsyncStub(LimitServiceStub):
     """DeleteLimits removes limits of a subject, which then has the defaults of its tier or of the service."""
 
 class LimitServiceServicer(metaclass=_abc_1.ABCMeta):
-    """LimitService administers the limits of the service, of organizations, users and keys.
+    """LimitService administers the limits of the service, of organizations, users, keys, devices and client addresses.
 
-    A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `global`.
+    A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `device:` and its
+    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `global`.
     """
 
     @_abc_1.abstractmethod

@@ -82,6 +82,7 @@ class Node(_message.Message):
     PROBLEMS_FIELD_NUMBER: _builtins.int
     QUARANTINED_FIELD_NUMBER: _builtins.int
     UNREPORTED_RECORDS_FIELD_NUMBER: _builtins.int
+    LIMITS_UNAVAILABLE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Its id."""
     version: _builtins.str
@@ -90,6 +91,8 @@ class Node(_message.Message):
     """Why it is not serving; unspecified when it serves."""
     unreported_records: _builtins.int
     """Usage records that it has not yet delivered."""
+    limits_unavailable: _builtins.bool
+    """It cannot read its counters in Redis right now."""
     @_builtins.property
     def applied(self) -> _position_pb2.Position:
         """What it has applied."""
@@ -117,10 +120,11 @@ class Node(_message.Message):
         problems: _abc.Iterable[_builtins.str] | None = ...,
         quarantined: _abc.Iterable[_builtins.str] | None = ...,
         unreported_records: _builtins.int = ...,
+        limits_unavailable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "heard_at", b"heard_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "heard_at", b"heard_at", "node_id", b"node_id", "not_ready", b"not_ready", "problems", b"problems", "quarantined", b"quarantined", "unreported_records", b"unreported_records", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "heard_at", b"heard_at", "limits_unavailable", b"limits_unavailable", "node_id", b"node_id", "not_ready", b"not_ready", "problems", b"problems", "quarantined", b"quarantined", "unreported_records", b"unreported_records", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

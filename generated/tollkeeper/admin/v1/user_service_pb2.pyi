@@ -41,7 +41,7 @@ class User(_message.Message):
     email: _builtins.str
     """Where to reach them; may be empty."""
     tier: _builtins.str
-    """`free`, `paid` or empty."""
+    """The name of a tier, or empty for none. NOT_FOUND when there is no such tier."""
     suspended: _builtins.bool
     """Refuse every call."""
     id: _builtins.str

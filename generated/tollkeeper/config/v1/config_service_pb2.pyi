@@ -625,10 +625,13 @@ class Heartbeat(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     NOT_READY_FIELD_NUMBER: _builtins.int
     UNREPORTED_RECORDS_FIELD_NUMBER: _builtins.int
+    LIMITS_UNAVAILABLE_FIELD_NUMBER: _builtins.int
     not_ready: _errors_pb2.ErrorReason.ValueType
     """The data plane: why it is not serving, if so; unspecified when it serves."""
     unreported_records: _builtins.int
     """The data plane: usage records that are not yet acknowledged."""
+    limits_unavailable: _builtins.bool
+    """The data plane: counters cannot be read right now."""
     @_builtins.property
     def position(self) -> _position_pb2.Position:
         """The data plane: what it has applied. The control plane: the newest."""
@@ -639,10 +642,11 @@ class Heartbeat(_message.Message):
         position: _position_pb2.Position | None = ...,
         not_ready: _errors_pb2.ErrorReason.ValueType = ...,
         unreported_records: _builtins.int = ...,
+        limits_unavailable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["not_ready", b"not_ready", "position", b"position", "unreported_records", b"unreported_records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits_unavailable", b"limits_unavailable", "not_ready", b"not_ready", "position", b"position", "unreported_records", b"unreported_records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from tollkeeper.common.v1 import devices_pb2 as tollkeeper_dot_common_dot_v1_dot_devices__pb2
 from tollkeeper.common.v1 import limits_pb2 as tollkeeper_dot_common_dot_v1_dot_limits__pb2
 from tollkeeper.common.v1 import rates_pb2 as tollkeeper_dot_common_dot_v1_dot_rates__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tollkeeper/config/v1/resources.proto\x12\x14tollkeeper.config.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/common/v1/limits.proto\x1a tollkeeper/common/v1/rates.proto\"k\n\x08Resource\x12\x30\n\x04kind\x18\x01 \x01(\x0e\x32\".tollkeeper.config.v1.ResourceKind\x12\n\n\x02id\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"K\n\x0bResourceRef\x12\x30\n\x04kind\x18\x01 \x01(\x0e\x32\".tollkeeper.config.v1.ResourceKind\x12\n\n\x02id\x18\x02 \x01(\t\"\xcf\x01\n\x07Service\x12\x14\n\x0cmax_replicas\x18\x01 \x01(\x05\x12\x38\n\x13\x64\x65\x66\x61ult_user_limits\x18\x02 \x03(\x0b\x32\x1b.tollkeeper.common.v1.Limit\x12\x13\n\x0bupgrade_url\x18\x03 \x01(\t\x12\x13\n\x0bsupport_url\x18\x04 \x01(\t\x12\x0e\n\x06paused\x18\x05 \x01(\x08\x12:\n\x15\x64\x65\x66\x61ult_global_limits\x18\x06 \x03(\x0b\x32\x1b.tollkeeper.common.v1.Limit\"\xb0\x01\n\x0cOrganization\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\ttime_zone\x18\x02 \x01(\t\x12\x0e\n\x06paused\x18\x03 \x01(\x08\x12L\n\x15on_limits_unavailable\x18\x04 \x01(\x0e\x32-.tollkeeper.config.v1.LimitsUnavailablePolicy\x12!\n\x19\x64\x65\x66\x61ult_output_cap_tokens\x18\x05 \x01(\x05\"N\n\x04User\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12\x0c\n\x04tier\x18\x03 \x01(\t\x12\x11\n\tsuspended\x18\x04 \x01(\x08\"\xa7\x01\n\x06\x41piKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x12\n\nkey_sha256\x18\x03 \x01(\x0c\x12\x11\n\trouter_id\x18\x04 \x01(\t\x12\x16\n\x0e\x61llowed_models\x18\x05 \x03(\t\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07revoked\x18\x07 \x01(\x08\"L\n\x08\x45ndpoint\x12.\n\x07\x64ialect\x18\x01 \x01(\x0e\x32\x1d.tollkeeper.config.v1.Dialect\x12\x10\n\x08\x62\x61se_url\x18\x02 \x01(\t\"\x9a\x01\n\x08Provider\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x31\n\tendpoints\x18\x04 \x03(\x0b\x32\x1e.tollkeeper.config.v1.Endpoint\x12\x0e\n\x06quirks\x18\x05 \x03(\t\x12\x16\n\x0e\x63redential_ids\x18\x06 \x03(\t\"U\n\nCredential\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bprovider_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\x0c\"t\n\x06Router\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12)\n\x05rules\x18\x03 \x03(\x0b\x32\x1a.tollkeeper.config.v1.Rule\x12\x18\n\x10gateway_metadata\x18\x04 \x01(\x08\"\xd6\x01\n\x04Rule\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08priority\x18\x02 \x01(\x05\x12\x13\n\x0bprovider_id\x18\x03 \x01(\t\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\x11\n\tcondition\x18\x05 \x01(\t\x12\x0e\n\x06weight\x18\x06 \x01(\x05\x12\x38\n\x07\x61liases\x18\x07 \x03(\x0b\x32\'.tollkeeper.config.v1.Rule.AliasesEntry\x1a.\n\x0c\x41liasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x89\x01\n\rSubjectLimits\x12\x37\n\x0csubject_kind\x18\x01 \x01(\x0e\x32!.tollkeeper.common.v1.SubjectKind\x12\x12\n\nsubject_id\x18\x02 \x01(\t\x12+\n\x06limits\x18\x03 \x03(\x0b\x32\x1b.tollkeeper.common.v1.Limit\"\x96\x01\n\x05Price\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_from\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x05rates\x18\x04 \x01(\x0b\x32\x1b.tollkeeper.common.v1.Rates\x12\x0c\n\x04\x66ree\x18\x05 \x01(\x08*\xc4\x02\n\x0cResourceKind\x12\x1d\n\x19RESOURCE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15RESOURCE_KIND_SERVICE\x10\x01\x12\x1e\n\x1aRESOURCE_KIND_ORGANIZATION\x10\x02\x12\x16\n\x12RESOURCE_KIND_USER\x10\x03\x12\x19\n\x15RESOURCE_KIND_API_KEY\x10\x04\x12\x1a\n\x16RESOURCE_KIND_PROVIDER\x10\x05\x12\x1c\n\x18RESOURCE_KIND_CREDENTIAL\x10\x06\x12\x18\n\x14RESOURCE_KIND_ROUTER\x10\x07\x12 \n\x1cRESOURCE_KIND_SUBJECT_LIMITS\x10\x08\x12\x17\n\x13RESOURCE_KIND_PRICE\x10\t\x12\x18\n\x14RESOURCE_KIND_DEVICE\x10\n*\x8e\x01\n\x17LimitsUnavailablePolicy\x12)\n%LIMITS_UNAVAILABLE_POLICY_UNSPECIFIED\x10\x00\x12$\n LIMITS_UNAVAILABLE_POLICY_CLOSED\x10\x01\x12\"\n\x1eLIMITS_UNAVAILABLE_POLICY_OPEN\x10\x02*a\n\x07\x44ialect\x12\x17\n\x13\x44IALECT_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44IALECT_OPENAI\x10\x01\x12\x15\n\x11\x44IALECT_ANTHROPIC\x10\x02\x12\x12\n\x0e\x44IALECT_GOOGLE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tollkeeper/config/v1/resources.proto\x12\x14tollkeeper.config.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"tollkeeper/common/v1/devices.proto\x1a!tollkeeper/common/v1/limits.proto\x1a tollkeeper/common/v1/rates.proto\"k\n\x08Resource\x12\x30\n\x04kind\x18\x01 \x01(\x0e\x32\".tollkeeper.config.v1.ResourceKind\x12\n\n\x02id\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"K\n\x0bResourceRef\x12\x30\n\x04kind\x18\x01 \x01(\x0e\x32\".tollkeeper.config.v1.ResourceKind\x12\n\n\x02id\x18\x02 \x01(\t\"\xcf\x01\n\x07Service\x12\x14\n\x0cmax_replicas\x18\x01 \x01(\x05\x12\x38\n\x13\x64\x65\x66\x61ult_user_limits\x18\x02 \x03(\x0b\x32\x1b.tollkeeper.common.v1.Limit\x12\x13\n\x0bupgrade_url\x18\x03 \x01(\t\x12\x13\n\x0bsupport_url\x18\x04 \x01(\t\x12\x0e\n\x06paused\x18\x05 \x01(\x08\x12:\n\x15\x64\x65\x66\x61ult_global_limits\x18\x06 \x03(\x0b\x32\x1b.tollkeeper.common.v1.Limit\"\xb0\x01\n\x0cOrganization\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\ttime_zone\x18\x02 \x01(\t\x12\x0e\n\x06paused\x18\x03 \x01(\x08\x12L\n\x15on_limits_unavailable\x18\x04 \x01(\x0e\x32-.tollkeeper.config.v1.LimitsUnavailablePolicy\x12!\n\x19\x64\x65\x66\x61ult_output_cap_tokens\x18\x05 \x01(\x05\"N\n\x04User\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12\x0c\n\x04tier\x18\x03 \x01(\t\x12\x11\n\tsuspended\x18\x04 \x01(\x08\"\xb5\x01\n\x06\x41piKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x12\n\nkey_sha256\x18\x03 \x01(\x0c\x12\x11\n\trouter_id\x18\x04 \x01(\t\x12\x16\n\x0e\x61llowed_models\x18\x05 \x03(\t\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07revoked\x18\x07 \x01(\x08\x12\x0c\n\x04tier\x18\x08 \x01(\t\"\xfa\x01\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0ctoken_sha256\x18\x02 \x01(\x0c\x12\x32\n\x06status\x18\x03 \x01(\x0e\x32\".tollkeeper.common.v1.DeviceStatus\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x11\n\trouter_id\x18\x05 \x01(\t\x12\x16\n\x0e\x61llowed_models\x18\x06 \x03(\t\x12\x0c\n\x04tier\x18\x07 \x01(\t\x12\x33\n\x0fsuspended_until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11suspension_reason\x18\t \x01(\t\"\xe2\x01\n\x04Tier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\rdevice_limits\x18\x02 \x03(\x0b\x32\x1b.tollkeeper.common.v1.Limit\x12.\n\tip_limits\x18\x03 \x03(\x0b\x32\x1b.tollkeeper.common.v1.Limit\x12\x30\n\x0buser_limits\x18\x04 \x03(\x0b\x32\x1b.tollkeeper.common.v1.Limit\x12\x36\n\x11\x63redential_limits\x18\x05 \x03(\x0b\x32\x1b.tollkeeper.common.v1.Limit\"L\n\x08\x45ndpoint\x12.\n\x07\x64ialect\x18\x01 \x01(\x0e\x32\x1d.tollkeeper.config.v1.Dialect\x12\x10\n\x08\x62\x61se_url\x18\x02 \x01(\t\"\x9a\x01\n\x08Provider\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x31\n\tendpoints\x18\x04 \x03(\x0b\x32\x1e.tollkeeper.config.v1.Endpoint\x12\x0e\n\x06quirks\x18\x05 \x03(\t\x12\x16\n\x0e\x63redential_ids\x18\x06 \x03(\t\"U\n\nCredential\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bprovider_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\x0c\"t\n\x06Router\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12)\n\x05rules\x18\x03 \x03(\x0b\x32\x1a.tollkeeper.config.v1.Rule\x12\x18\n\x10gateway_metadata\x18\x04 \x01(\x08\"\xd6\x01\n\x04Rule\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08priority\x18\x02 \x01(\x05\x12\x13\n\x0bprovider_id\x18\x03 \x01(\t\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\x11\n\tcondition\x18\x05 \x01(\t\x12\x0e\n\x06weight\x18\x06 \x01(\x05\x12\x38\n\x07\x61liases\x18\x07 \x03(\x0b\x32\'.tollkeeper.config.v1.Rule.AliasesEntry\x1a.\n\x0c\x41liasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x89\x01\n\rSubjectLimits\x12\x37\n\x0csubject_kind\x18\x01 \x01(\x0e\x32!.tollkeeper.common.v1.SubjectKind\x12\x12\n\nsubject_id\x18\x02 \x01(\t\x12+\n\x06limits\x18\x03 \x03(\x0b\x32\x1b.tollkeeper.common.v1.Limit\"\x96\x01\n\x05Price\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_from\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x05rates\x18\x04 \x01(\x0b\x32\x1b.tollkeeper.common.v1.Rates\x12\x0c\n\x04\x66ree\x18\x05 \x01(\x08*\xdc\x02\n\x0cResourceKind\x12\x1d\n\x19RESOURCE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15RESOURCE_KIND_SERVICE\x10\x01\x12\x1e\n\x1aRESOURCE_KIND_ORGANIZATION\x10\x02\x12\x16\n\x12RESOURCE_KIND_USER\x10\x03\x12\x19\n\x15RESOURCE_KIND_API_KEY\x10\x04\x12\x1a\n\x16RESOURCE_KIND_PROVIDER\x10\x05\x12\x1c\n\x18RESOURCE_KIND_CREDENTIAL\x10\x06\x12\x18\n\x14RESOURCE_KIND_ROUTER\x10\x07\x12 \n\x1cRESOURCE_KIND_SUBJECT_LIMITS\x10\x08\x12\x17\n\x13RESOURCE_KIND_PRICE\x10\t\x12\x18\n\x14RESOURCE_KIND_DEVICE\x10\n\x12\x16\n\x12RESOURCE_KIND_TIER\x10\x0b*\x8e\x01\n\x17LimitsUnavailablePolicy\x12)\n%LIMITS_UNAVAILABLE_POLICY_UNSPECIFIED\x10\x00\x12$\n LIMITS_UNAVAILABLE_POLICY_CLOSED\x10\x01\x12\"\n\x1eLIMITS_UNAVAILABLE_POLICY_OPEN\x10\x02*a\n\x07\x44ialect\x12\x17\n\x13\x44IALECT_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44IALECT_OPENAI\x10\x01\x12\x15\n\x11\x44IALECT_ANTHROPIC\x10\x02\x12\x12\n\x0e\x44IALECT_GOOGLE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,38 +37,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RULE_ALIASESENTRY']._loaded_options = None
   _globals['_RULE_ALIASESENTRY']._serialized_options = b'8\001'
-  _globals['_RESOURCEKIND']._serialized_start=1940
-  _globals['_RESOURCEKIND']._serialized_end=2264
-  _globals['_LIMITSUNAVAILABLEPOLICY']._serialized_start=2267
-  _globals['_LIMITSUNAVAILABLEPOLICY']._serialized_end=2409
-  _globals['_DIALECT']._serialized_start=2411
-  _globals['_DIALECT']._serialized_end=2508
-  _globals['_RESOURCE']._serialized_start=164
-  _globals['_RESOURCE']._serialized_end=271
-  _globals['_RESOURCEREF']._serialized_start=273
-  _globals['_RESOURCEREF']._serialized_end=348
-  _globals['_SERVICE']._serialized_start=351
-  _globals['_SERVICE']._serialized_end=558
-  _globals['_ORGANIZATION']._serialized_start=561
-  _globals['_ORGANIZATION']._serialized_end=737
-  _globals['_USER']._serialized_start=739
-  _globals['_USER']._serialized_end=817
-  _globals['_APIKEY']._serialized_start=820
-  _globals['_APIKEY']._serialized_end=987
-  _globals['_ENDPOINT']._serialized_start=989
-  _globals['_ENDPOINT']._serialized_end=1065
-  _globals['_PROVIDER']._serialized_start=1068
-  _globals['_PROVIDER']._serialized_end=1222
-  _globals['_CREDENTIAL']._serialized_start=1224
-  _globals['_CREDENTIAL']._serialized_end=1309
-  _globals['_ROUTER']._serialized_start=1311
-  _globals['_ROUTER']._serialized_end=1427
-  _globals['_RULE']._serialized_start=1430
-  _globals['_RULE']._serialized_end=1644
-  _globals['_RULE_ALIASESENTRY']._serialized_start=1598
-  _globals['_RULE_ALIASESENTRY']._serialized_end=1644
-  _globals['_SUBJECTLIMITS']._serialized_start=1647
-  _globals['_SUBJECTLIMITS']._serialized_end=1784
-  _globals['_PRICE']._serialized_start=1787
-  _globals['_PRICE']._serialized_end=1937
+  _globals['_RESOURCEKIND']._serialized_start=2472
+  _globals['_RESOURCEKIND']._serialized_end=2820
+  _globals['_LIMITSUNAVAILABLEPOLICY']._serialized_start=2823
+  _globals['_LIMITSUNAVAILABLEPOLICY']._serialized_end=2965
+  _globals['_DIALECT']._serialized_start=2967
+  _globals['_DIALECT']._serialized_end=3064
+  _globals['_RESOURCE']._serialized_start=200
+  _globals['_RESOURCE']._serialized_end=307
+  _globals['_RESOURCEREF']._serialized_start=309
+  _globals['_RESOURCEREF']._serialized_end=384
+  _globals['_SERVICE']._serialized_start=387
+  _globals['_SERVICE']._serialized_end=594
+  _globals['_ORGANIZATION']._serialized_start=597
+  _globals['_ORGANIZATION']._serialized_end=773
+  _globals['_USER']._serialized_start=775
+  _globals['_USER']._serialized_end=853
+  _globals['_APIKEY']._serialized_start=856
+  _globals['_APIKEY']._serialized_end=1037
+  _globals['_DEVICE']._serialized_start=1040
+  _globals['_DEVICE']._serialized_end=1290
+  _globals['_TIER']._serialized_start=1293
+  _globals['_TIER']._serialized_end=1519
+  _globals['_ENDPOINT']._serialized_start=1521
+  _globals['_ENDPOINT']._serialized_end=1597
+  _globals['_PROVIDER']._serialized_start=1600
+  _globals['_PROVIDER']._serialized_end=1754
+  _globals['_CREDENTIAL']._serialized_start=1756
+  _globals['_CREDENTIAL']._serialized_end=1841
+  _globals['_ROUTER']._serialized_start=1843
+  _globals['_ROUTER']._serialized_end=1959
+  _globals['_RULE']._serialized_start=1962
+  _globals['_RULE']._serialized_end=2176
+  _globals['_RULE_ALIASESENTRY']._serialized_start=2130
+  _globals['_RULE_ALIASESENTRY']._serialized_end=2176
+  _globals['_SUBJECTLIMITS']._serialized_start=2179
+  _globals['_SUBJECTLIMITS']._serialized_end=2316
+  _globals['_PRICE']._serialized_start=2319
+  _globals['_PRICE']._serialized_end=2469
 # @@protoc_insertion_point(module_scope)

@@ -14,6 +14,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from tollkeeper.common.v1 import devices_pb2 as _devices_pb2
 from tollkeeper.common.v1 import limits_pb2 as _limits_pb2
 from tollkeeper.common.v1 import rates_pb2 as _rates_pb2
 import builtins as _builtins
@@ -54,7 +55,9 @@ class _ResourceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Resource
     RESOURCE_KIND_PRICE: _ResourceKind.ValueType  # 9
     """Price. A leaf."""
     RESOURCE_KIND_DEVICE: _ResourceKind.ValueType  # 10
-    """Device. A leaf; the message arrives with device registration."""
+    """Device. A leaf."""
+    RESOURCE_KIND_TIER: _ResourceKind.ValueType  # 11
+    """Tier."""
 
 class ResourceKind(_ResourceKind, metaclass=_ResourceKindEnumTypeWrapper):
     """ResourceKind names the message that a payload holds."""
@@ -80,7 +83,9 @@ RESOURCE_KIND_SUBJECT_LIMITS: ResourceKind.ValueType  # 8
 RESOURCE_KIND_PRICE: ResourceKind.ValueType  # 9
 """Price. A leaf."""
 RESOURCE_KIND_DEVICE: ResourceKind.ValueType  # 10
-"""Device. A leaf; the message arrives with device registration."""
+"""Device. A leaf."""
+RESOURCE_KIND_TIER: ResourceKind.ValueType  # 11
+"""Tier."""
 Global___ResourceKind: _TypeAlias = ResourceKind  # noqa: Y015
 
 class _LimitsUnavailablePolicy:
@@ -294,7 +299,7 @@ class User(_message.Message):
     organization_id: _builtins.str
     """Its organization's id."""
     tier: _builtins.str
-    """`free`, `paid` or empty."""
+    """The name of a Tier (`free`, `paid`), or empty for none. A tier that is not there is none."""
     suspended: _builtins.bool
     """Suspended by an administrator: every call is refused."""
     def __init__(
@@ -331,6 +336,7 @@ class ApiKey(_message.Message):
     ALLOWED_MODELS_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     REVOKED_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`acme/alice/laptop`."""
     user_id: _builtins.str
@@ -341,6 +347,8 @@ class ApiKey(_message.Message):
     """The router that its calls take."""
     revoked: _builtins.bool
     """Refused from now on; the resource stays so that the refusal survives a restart."""
+    tier: _builtins.str
+    """The name of a Tier that takes the place of the user's for calls of this key; empty for the user's."""
     @_builtins.property
     def allowed_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Patterns of models that it may use, `*` matching any run of characters; none means all."""
@@ -359,14 +367,124 @@ class ApiKey(_message.Message):
         allowed_models: _abc.Iterable[_builtins.str] | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         revoked: _builtins.bool = ...,
+        tier: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_models", b"allowed_models", "expires_at", b"expires_at", "key_sha256", b"key_sha256", "name", b"name", "revoked", b"revoked", "router_id", b"router_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_models", b"allowed_models", "expires_at", b"expires_at", "key_sha256", b"key_sha256", "name", b"name", "revoked", b"revoked", "router_id", b"router_id", "tier", b"tier", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ApiKey: _TypeAlias = ApiKey  # noqa: Y015
+
+@_typing.final
+class Device(_message.Message):
+    """Device is an installation of a client program, with a credential of its own: its id in `X-Device-ID` and its session token
+    in `X-Session-Token`. It belongs to a user from its approval on.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TOKEN_SHA256_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    ALLOWED_MODELS_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    SUSPENDED_UNTIL_FIELD_NUMBER: _builtins.int
+    SUSPENSION_REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What it calls itself. Not unique."""
+    token_sha256: _builtins.bytes
+    """SHA-256 of the session token: 32 bytes."""
+    status: _devices_pb2.DeviceStatus.ValueType
+    """Where it stands."""
+    user_id: _builtins.str
+    """Its user's id; empty before its approval."""
+    router_id: _builtins.str
+    """The router that its calls take; empty before its approval."""
+    tier: _builtins.str
+    """The name of a Tier that takes the place of the user's for calls of this device; empty for the user's."""
+    suspension_reason: _builtins.str
+    """SUSPENDED only: why, in an administrator's words; the caller reads it."""
+    @_builtins.property
+    def allowed_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As for keys."""
+
+    @_builtins.property
+    def suspended_until(self) -> _timestamp_pb2.Timestamp:
+        """SUSPENDED only: when the suspension lifts by itself."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        token_sha256: _builtins.bytes = ...,
+        status: _devices_pb2.DeviceStatus.ValueType = ...,
+        user_id: _builtins.str = ...,
+        router_id: _builtins.str = ...,
+        allowed_models: _abc.Iterable[_builtins.str] | None = ...,
+        tier: _builtins.str = ...,
+        suspended_until: _timestamp_pb2.Timestamp | None = ...,
+        suspension_reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["suspended_until", b"suspended_until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_models", b"allowed_models", "name", b"name", "router_id", b"router_id", "status", b"status", "suspended_until", b"suspended_until", "suspension_reason", b"suspension_reason", "tier", b"tier", "token_sha256", b"token_sha256", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Device: _TypeAlias = Device  # noqa: Y015
+
+@_typing.final
+class Tier(_message.Message):
+    """Tier is a set of layers for the calls of those who have it. The resource id is its name.
+
+    A limit that a subject has of its own for the same unit and window takes the place of the tier's.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DEVICE_LIMITS_FIELD_NUMBER: _builtins.int
+    IP_LIMITS_FIELD_NUMBER: _builtins.int
+    USER_LIMITS_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_LIMITS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`free`."""
+    @_builtins.property
+    def device_limits(self) -> _containers.RepeatedCompositeFieldContainer[_limits_pb2.Limit]:
+        """Layers of each device."""
+
+    @_builtins.property
+    def ip_limits(self) -> _containers.RepeatedCompositeFieldContainer[_limits_pb2.Limit]:
+        """Layers of each client address (IPv4) or /64 (IPv6), counted apart from other tiers."""
+
+    @_builtins.property
+    def user_limits(self) -> _containers.RepeatedCompositeFieldContainer[_limits_pb2.Limit]:
+        """Layers of each user, in place of the service's defaults."""
+
+    @_builtins.property
+    def credential_limits(self) -> _containers.RepeatedCompositeFieldContainer[_limits_pb2.Limit]:
+        """Layers of each credential: of each device, and of each key. For a device `device_limits` come first."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        device_limits: _abc.Iterable[_limits_pb2.Limit] | None = ...,
+        ip_limits: _abc.Iterable[_limits_pb2.Limit] | None = ...,
+        user_limits: _abc.Iterable[_limits_pb2.Limit] | None = ...,
+        credential_limits: _abc.Iterable[_limits_pb2.Limit] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_limits", b"credential_limits", "device_limits", b"device_limits", "ip_limits", b"ip_limits", "name", b"name", "user_limits", b"user_limits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tier: _TypeAlias = Tier  # noqa: Y015
 
 @_typing.final
 class Endpoint(_message.Message):
@@ -586,7 +704,9 @@ Global___Rule: _TypeAlias = Rule  # noqa: Y015
 
 @_typing.final
 class SubjectLimits(_message.Message):
-    """SubjectLimits are all limits of one subject. The resource id is `<kind>:<subject id>`, as in `user:3k2…`, and `global`."""
+    """SubjectLimits are all limits of one subject. The resource id is `<kind>:<subject id>`, as in `user:3k2…`, and `global`.
+    The id of an address is its text: `ip:203.0.113.7`, or the /64 of IPv6: `ip:2001:db8:0:1::/64`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -82,14 +82,121 @@ USAGE_SOURCE_UNKNOWN: UsageSource.ValueType  # 4
 Global___UsageSource: _TypeAlias = UsageSource  # noqa: Y015
 
 @_typing.final
+class GetUserUsageRequest(_message.Message):
+    """GetUserUsageRequest names a user and the times that matter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    USAGE_DAY_FIELD_NUMBER: _builtins.int
+    USAGE_MONTH_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user's id."""
+    usage_day: _builtins.str
+    """The calendar day that counts as today, `20261121`."""
+    usage_month: _builtins.str
+    """The calendar month that counts as this one, `202611`."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        usage_day: _builtins.str = ...,
+        usage_month: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["usage_day", b"usage_day", "usage_month", b"usage_month", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUserUsageRequest: _TypeAlias = GetUserUsageRequest  # noqa: Y015
+
+@_typing.final
+class UserUsage(_message.Message):
+    """UserUsage is what a user used. Requests that were released count nowhere."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_FIELD_NUMBER: _builtins.int
+    MONTH_FIELD_NUMBER: _builtins.int
+    DAY_FIELD_NUMBER: _builtins.int
+    LAST_24H_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def total(self) -> Global___UsageTotals:
+        """Since always."""
+
+    @_builtins.property
+    def month(self) -> Global___UsageTotals:
+        """In `usage_month`."""
+
+    @_builtins.property
+    def day(self) -> Global___UsageTotals:
+        """On `usage_day`."""
+
+    @_builtins.property
+    def last_24h(self) -> Global___UsageTotals:
+        """Begun in the 24 hours before now."""
+
+    def __init__(
+        self,
+        *,
+        total: Global___UsageTotals | None = ...,
+        month: Global___UsageTotals | None = ...,
+        day: Global___UsageTotals | None = ...,
+        last_24h: Global___UsageTotals | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["day", b"day", "last_24h", b"last_24h", "month", b"month", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["day", b"day", "last_24h", b"last_24h", "month", b"month", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UserUsage: _TypeAlias = UserUsage  # noqa: Y015
+
+@_typing.final
+class UsageTotals(_message.Message):
+    """UsageTotals are sums over requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    CHARGED_NANOUSD_FIELD_NUMBER: _builtins.int
+    requests: _builtins.int
+    """Requests that went upstream."""
+    input_tokens: _builtins.int
+    """Input tokens of all classes."""
+    output_tokens: _builtins.int
+    """Output tokens, reasoning included."""
+    charged_nanousd: _builtins.int
+    """What counts against budgets, in nano-USD."""
+    def __init__(
+        self,
+        *,
+        requests: _builtins.int = ...,
+        input_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        charged_nanousd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charged_nanousd", b"charged_nanousd", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageTotals: _TypeAlias = UsageTotals  # noqa: Y015
+
+@_typing.final
 class ReportUsageRequest(_message.Message):
-    """ReportUsageRequest is a batch of records, at most 500."""
+    """ReportUsageRequest is a batch of records, at most 500, and of sightings, at most 500."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BATCH_ID_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
+    SIGHTINGS_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.int
     """Unique on this stream, rising."""
     node_id: _builtins.str
@@ -98,20 +205,71 @@ class ReportUsageRequest(_message.Message):
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageRecord]:
         """What was used."""
 
+    @_builtins.property
+    def sightings(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceSighting]:
+        """Devices that called since the last batch, each once; a batch may hold nothing else. One that is lost is no harm."""
+
     def __init__(
         self,
         *,
         batch_id: _builtins.int = ...,
         node_id: _builtins.str = ...,
         records: _abc.Iterable[Global___UsageRecord] | None = ...,
+        sightings: _abc.Iterable[Global___DeviceSighting] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "node_id", b"node_id", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "node_id", b"node_id", "records", b"records", "sightings", b"sightings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportUsageRequest: _TypeAlias = ReportUsageRequest  # noqa: Y015
+
+@_typing.final
+class DeviceSighting(_message.Message):
+    """DeviceSighting says that a device proved its token, whether or not it was served. An older one than what is known of the
+    device changes nothing, and one of an unknown device neither.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    SEEN_AT_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    USER_AGENT_FIELD_NUMBER: _builtins.int
+    PLATFORM_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device's id."""
+    address: _builtins.str
+    """The client's address, as text."""
+    user_agent: _builtins.str
+    """Its User-Agent, at most 256 characters; empty when it gave none."""
+    platform: _builtins.str
+    """What it said of its platform (`X-Device-Platform`), at most 64 characters; empty: what was known stays."""
+    version: _builtins.str
+    """What it said of its version (`X-Device-Version`), at most 64 characters; empty: what was known stays."""
+    @_builtins.property
+    def seen_at(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        seen_at: _timestamp_pb2.Timestamp | None = ...,
+        address: _builtins.str = ...,
+        user_agent: _builtins.str = ...,
+        platform: _builtins.str = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["seen_at", b"seen_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "device_id", b"device_id", "platform", b"platform", "seen_at", b"seen_at", "user_agent", b"user_agent", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceSighting: _TypeAlias = DeviceSighting  # noqa: Y015
 
 @_typing.final
 class ReportUsageResponse(_message.Message):

@@ -40,6 +40,11 @@ class UsageServiceStub:
                 request_serializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ReportUsageRequest.SerializeToString,
                 response_deserializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ReportUsageResponse.FromString,
                 _registered_method=True)
+        self.GetUserUsage = channel.unary_unary(
+                '/tollkeeper.usage.v1.UsageService/GetUserUsage',
+                request_serializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.GetUserUsageRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.UserUsage.FromString,
+                _registered_method=True)
 
 
 class UsageServiceServicer:
@@ -57,6 +62,15 @@ class UsageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetUserUsage(self, request, context):
+        """GetUserUsage returns what a user used, by the ledger: what a data plane has not delivered yet is missing.
+
+        A user without requests has zeros, and so has one that does not exist.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UsageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -64,6 +78,11 @@ def add_UsageServiceServicer_to_server(servicer, server):
                     servicer.ReportUsage,
                     request_deserializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ReportUsageRequest.FromString,
                     response_serializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ReportUsageResponse.SerializeToString,
+            ),
+            'GetUserUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUserUsage,
+                    request_deserializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.GetUserUsageRequest.FromString,
+                    response_serializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.UserUsage.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -94,6 +113,33 @@ class UsageService:
             '/tollkeeper.usage.v1.UsageService/ReportUsage',
             tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ReportUsageRequest.SerializeToString,
             tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ReportUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUserUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.usage.v1.UsageService/GetUserUsage',
+            tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.GetUserUsageRequest.SerializeToString,
+            tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.UserUsage.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,11 @@ class UsageServiceStub:
     ABANDONED is replaced by a SETTLED one, once; every other repetition changes nothing. Batches of a stream are
     acknowledged in the order of their arrival. INVALID_ARGUMENT ends the stream when a record can never be stored.
     """
+    GetUserUsage: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.GetUserUsageRequest, _usage_service_pb2.UserUsage]
+    """GetUserUsage returns what a user used, by the ledger: what a data plane has not delivered yet is missing.
+
+    A user without requests has zeros, and so has one that does not exist.
+    """
 
 @_typing.type_check_only
 class UsageServiceAsyncStub(UsageServiceStub):
@@ -52,6 +57,11 @@ class UsageServiceAsyncStub(UsageServiceStub):
     Records are inserted by request id: the same record may be sent any number of times, by any node. A row that stands as
     ABANDONED is replaced by a SETTLED one, once; every other repetition changes nothing. Batches of a stream are
     acknowledged in the order of their arrival. INVALID_ARGUMENT ends the stream when a record can never be stored.
+    """
+    GetUserUsage: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.GetUserUsageRequest, _usage_service_pb2.UserUsage]  # type: ignore[assignment]
+    """GetUserUsage returns what a user used, by the ledger: what a data plane has not delivered yet is missing.
+
+    A user without requests has zeros, and so has one that does not exist.
     """
 
 class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -68,6 +78,17 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         Records are inserted by request id: the same record may be sent any number of times, by any node. A row that stands as
         ABANDONED is replaced by a SETTLED one, once; every other repetition changes nothing. Batches of a stream are
         acknowledged in the order of their arrival. INVALID_ARGUMENT ends the stream when a record can never be stored.
+        """
+
+    @_abc_1.abstractmethod
+    def GetUserUsage(
+        self,
+        request: _usage_service_pb2.GetUserUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_usage_service_pb2.UserUsage, _abc.Awaitable[_usage_service_pb2.UserUsage]]:
+        """GetUserUsage returns what a user used, by the ledger: what a data plane has not delivered yet is missing.
+
+        A user without requests has zeros, and so has one that does not exist.
         """
 
 def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
