@@ -29,6 +29,8 @@ from dataplane.control.snapshot_file import SnapshotFile
 from dataplane.control.spool import Recovered, Spool
 from dataplane.control.usage import UsageReporter
 from dataplane.control.watch import Node, Watch
+from dataplane.domain.client_addresses import ClientAddresses
+from dataplane.http.cors import Cors
 from dataplane.http.entry import AsgiApp, Entry
 from dataplane.http.errors import status_of
 from dataplane.http.health import Health
@@ -73,7 +75,10 @@ async def run(settings: Settings) -> None:
         stack.callback(sock.close)
         pipeline, health = await _built(settings, stack)
         _on_signals(stop, pipeline)
-        app = Entry(pipeline, cast("AsgiApp", quart_app(pipeline, health)))
+        addresses = ClientAddresses(settings.trusted_proxies, settings.client_ip_header)
+        quart = cast("AsgiApp", quart_app(pipeline, health, addresses))
+        entry = Entry(pipeline, addresses, quart)
+        app: AsgiApp = Cors(entry, settings.cors_origins) if settings.cors_origins else entry
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD, 20, 100)
@@ -107,7 +112,7 @@ async def _built(settings: Settings, stack: AsyncExitStack) -> tuple[Pipeline, H
     bills = BillBook(reporter, node_id, clock_ms, status_of)
     pipeline = Pipeline(current, limiter, upstreams, bills, clock_ms)
     await stack.enter_async_context(
-        _watching(settings, current, reporter, Node(node_id, VERSION, token))
+        _watching(settings, current, reporter, limiter, Node(node_id, VERSION, token))
     )
     await stack.enter_async_context(_running(settle_leftovers(limiter, leftovers)))
     health = Health(
@@ -127,7 +132,11 @@ async def _leftovers(spool: Spool, recovered: Recovered) -> list[Leftover]:
 
 @asynccontextmanager
 async def _watching(
-    settings: Settings, current: CurrentSnapshot, reporter: UsageReporter, node: Node
+    settings: Settings,
+    current: CurrentSnapshot,
+    reporter: UsageReporter,
+    limiter: Limiter,
+    node: Node,
 ) -> AsyncIterator[None]:
     """Put the last known configuration in force, then follow the control plane."""
     kept = None
@@ -142,6 +151,7 @@ async def _watching(
         clock_ms,
         lambda: reporter.unreported_records,
         kept.keep if kept is not None else lambda _: None,
+        lambda: limiter.is_available,
     )
     if kept is not None:
         await kept.offer(watch.restore)

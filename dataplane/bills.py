@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from dataplane.domain.calls import NO_USAGE, Call, Dialect, Usage, UsageEvent, UsageState
-from dataplane.domain.limiting import MAX_AMOUNT, Demand, Standing, Window
+from dataplane.domain.limiting import MAX_AMOUNT, Demand, LayerPlan, Standing, Window
 from dataplane.domain.periods import Calendar
 from dataplane.domain.prices import cost_of
-from dataplane.domain.principals import ApiKey
+from dataplane.domain.principals import Principal
 from dataplane.domain.refusals import Reason
 from dataplane.domain.routing import Attempt
 from dataplane.domain.snapshot import Snapshot
@@ -58,8 +58,9 @@ class Admission:
     """
 
     snapshot: Snapshot
-    key: ApiKey
+    principal: Principal
     call: Call
+    plan: LayerPlan
     attempt: Attempt
     demand: Demand
     reservation: Reservation
@@ -168,8 +169,9 @@ class Bill:
         self, state: UsageState, usage: Usage, cost_nanousd: int, http_status: int, error_code: str
     ) -> UsageEvent:
         it = self.admission
-        call, attempt, key = it.call, it.attempt, it.key
-        user, organization = key.user, key.user.organization
+        call, attempt, principal = it.call, it.attempt, it.principal
+        user, organization = principal.user, principal.user.organization
+        is_device = principal.is_device
         at_ms, zone = it.reservation.admitted_at_ms, organization.time_zone
         calendar = self._book.calendar
         return UsageEvent(
@@ -183,9 +185,10 @@ class Bill:
             organization=organization.name,
             user_id=user.user_id,
             user=user.name,
-            key_id=key.key_id,
-            key=key.name,
-            tier=user.tier,
+            key_id="" if is_device else principal.principal_id,
+            key="" if is_device else principal.name,
+            device_id=principal.principal_id if is_device else "",
+            tier=principal.tier,
             ip=call.client_ip,
             router=attempt.router.name,
             rule_id=attempt.rule.rule_id,
@@ -215,5 +218,5 @@ class Bill:
 
 
 def _raised_generations(admission: Admission) -> tuple[tuple[str, int], ...]:
-    layers = admission.snapshot.plan_for(admission.key).layers
+    layers = admission.plan.layers
     return tuple((layer.name, layer.reset_generation) for layer in layers if layer.reset_generation)

@@ -32,7 +32,7 @@ from dataplane.domain.estimation import (
     needs_output_cap,
 )
 from dataplane.domain.limiting import Demand, Denial, Denied, LayerPlan, LimitsUnavailable, Unit
-from dataplane.domain.principals import ApiKey
+from dataplane.domain.principals import Principal
 from dataplane.domain.refusals import Reason, Refusal
 from dataplane.domain.request_ids import request_id
 from dataplane.domain.routing import Attempt, route
@@ -143,26 +143,30 @@ class Pipeline:
             raise Refusal(Reason.DRAINING, "This proxy is shutting down.", retry_after_seconds=1)
         snapshot = self.current.get()
         now_ms = self.clock_ms()
-        key = authenticate(snapshot, credentials, now_ms)
-        attempt = route(snapshot, key, call, draw=int(call.request_id[-8:], 16), now_ms=now_ms)
+        principal = authenticate(snapshot, credentials, now_ms)
+        attempt = route(
+            snapshot, principal, call, draw=int(call.request_id[-8:], 16), now_ms=now_ms
+        )
         if self.bills.reporter.is_full:
             raise Refusal(Reason.USAGE_BACKLOG, "Usage cannot be recorded right now.")
-        return await self._reserve(snapshot, key, call, attempt, now_ms)
+        return await self._reserve(snapshot, principal, call, attempt, now_ms)
 
     async def _reserve(
         self,
         snapshot: Snapshot,
-        key: ApiKey,
+        principal: Principal,
         call: Call,
         attempt: Attempt,
         now_ms: int,
     ) -> Admission:
         """Reserve an upper bound; where the caller gave no output cap, one that fits."""
-        plan = snapshot.plan_for(key)
+        plan = snapshot.plan_for(principal, call.client_ip)
         own_cap = None
         if call.output_cap_tokens is None and needs_output_cap(plan):
-            own_cap = key.user.organization.default_output_cap_tokens
-        meta = msgspec.msgpack.encode((key.key_id, key.user.user_id, attempt.model, now_ms))
+            own_cap = principal.user.organization.default_output_cap_tokens
+        meta = msgspec.msgpack.encode(
+            (principal.principal_id, principal.user.user_id, attempt.model, now_ms)
+        )
         while True:
             demand = demand_of(call, attempt.price, call.output_cap_tokens or own_cap or 0)
             try:
@@ -170,7 +174,7 @@ class Pipeline:
             except Denied as denied:
                 smaller = _smaller_cap(own_cap, call, attempt, denied.denial)
                 if smaller is None:
-                    raise self._denied(denied.denial, snapshot, key) from denied
+                    raise self._denied(denied.denial, snapshot, principal) from denied
                 own_cap = smaller
             except LimitsUnavailable as error:
                 raise Refusal(
@@ -179,11 +183,13 @@ class Pipeline:
                     retry_after_seconds=5,
                 ) from error
             else:
-                return Admission(snapshot, key, call, attempt, demand, reservation, own_cap, now_ms)
+                return Admission(
+                    snapshot, principal, call, plan, attempt, demand, reservation, own_cap, now_ms
+                )
 
-    def _denied(self, denial: Denial, snapshot: Snapshot, key: ApiKey) -> Refusal:
+    def _denied(self, denial: Denial, snapshot: Snapshot, principal: Principal) -> Refusal:
         upgrade_url, jitter = snapshot.service.upgrade_url, os.urandom(1)[0] / 256
-        return refusal_for_denial(denial, key.user, upgrade_url, self.clock_ms(), jitter)
+        return refusal_for_denial(denial, principal, upgrade_url, self.clock_ms(), jitter)
 
     async def _call(self, bill: Bill) -> UpstreamAnswer:
         """Send the request; no answer without a record of it."""
@@ -274,7 +280,7 @@ class Pipeline:
         ended = [
             (bill, upstream)
             for bill, upstream in self._open.values()
-            if is_revoked(revoked, bill.admission.key)
+            if is_revoked(revoked, bill.admission.principal)
         ]
         for bill, upstream in ended:
             bill.is_revoked = True

@@ -3,13 +3,16 @@
 import base64
 import binascii
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from dataplane.domain.client_addresses import network_of
+from dataplane.domain.origins import origin_of
 
 PREFIX: Final = "TOLLKEEPER_"
 _KEY_BYTES: Final = 32
@@ -26,8 +29,6 @@ _OTHERS: Final = frozenset(
         "MASTER_KEY",
         "KMS_KEY_ID",
         "BOOTSTRAP_ADMIN_TOKEN",
-        "TRUSTED_PROXIES",
-        "CORS_ORIGINS",
         "DAILY_BUDGET_USD",
         "DAILY_REQUESTS",
         "DEFAULT_DAILY_REQUESTS",
@@ -35,7 +36,6 @@ _OTHERS: Final = frozenset(
         "DEFAULT_MONTHLY_SPEND_CAP_USD",
         "UPGRADE_URL",
         "SUPPORT_URL",
-        "CLIENT_IP_HEADER",
         "SLACK_BOT_TOKEN",
         "SLACK_CHANNEL",
         "ALERT_WEBHOOK_URL",
@@ -72,11 +72,18 @@ class Settings(BaseSettings):
     join_token: Annotated[SecretStr, Field(min_length=_LEAST_TOKEN_LENGTH)]
     node_key: SecretStr | None = None
     private_upstreams: Annotated[tuple[str, ...], NoDecode] = ()
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+    client_ip_header: Literal["x-forwarded-for", "x-real-ip", "cf-connecting-ip"] = (
+        "x-forwarded-for"
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     log_prefix: str = ""
 
-    @field_validator("control_plane", "private_upstreams", mode="before")
+    @field_validator(
+        *("control_plane", "private_upstreams", "trusted_proxies", "cors_origins"), mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -89,6 +96,21 @@ class Settings(BaseSettings):
         for each in value:
             ip_network(each, strict=False)
         return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _each(value, _proxy_of)
+
+    @field_validator("client_ip_header", mode="before")
+    @classmethod
+    def _in_lower_case(cls, value: object) -> object:
+        return value.strip().lower() if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return value if value == ("*",) else _each(value, origin_of)
 
     @field_validator("node_key")
     @classmethod
@@ -139,6 +161,24 @@ def _content(name: str) -> Any:  # Any: pydantic makes the field's type of it
         raise SettingsError(f"{PREFIX}{name}_FILE: {error.strerror}") from None
     except ValueError:
         raise SettingsError(f"{PREFIX}{name}_FILE: it does not name a file of text") from None
+
+
+def _each(values: tuple[str, ...], read: Callable[[str], str]) -> tuple[str, ...]:
+    """Return each of `values` as read; a bad one is told by its place in the list."""
+    done: list[str] = []
+    for place, value in enumerate(values, 1):
+        try:
+            done.append(read(value))
+        except ValueError as error:
+            raise ValueError(f"entry {place} {error}") from None
+    return tuple(done)
+
+
+def _proxy_of(text: str) -> str:
+    try:
+        return str(network_of(text))
+    except ValueError:
+        raise ValueError("must be an address or a network in CIDR notation") from None
 
 
 def _key_bytes(value: SecretStr) -> bytes:

@@ -1,14 +1,14 @@
 """From the resources of a transfer to the snapshot that requests see, or the reasons why not.
 
-Structural resources (service, organizations, providers, credentials, routers, limits) that cannot
-be read, or that refer to nothing, refuse the whole transfer: half a routing table is worse than
-yesterday's. Users, keys and prices are leaves: a bad one is set aside, so that it denies, and the
+Structural resources (service, organizations, tiers, providers, credentials, routers, limits) that
+cannot be read, or that refer to nothing, refuse the whole transfer: half a routing table is worse than
+yesterday's. Users, keys, devices and prices are leaves: a bad one is set aside, so that it denies, and the
 answer names it.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -19,16 +19,18 @@ from dataplane.control.raw_resources import RawResource, RawSecret, UnusableReso
 from dataplane.control.read_limits import read_limits
 from dataplane.control.read_prices import read_price, unusable_price
 from dataplane.control.read_principals import (
+    read_device,
     read_key,
     read_organization,
     read_service,
+    read_tier,
     read_user,
 )
 from dataplane.control.read_providers import read_credential, read_provider, read_router
 from dataplane.domain.entitlements import layers_for
-from dataplane.domain.limiting import MAX_LAYERS
+from dataplane.domain.limiting import MAX_LAYERS, SubjectKind
 from dataplane.domain.prices import Price, PriceBook
-from dataplane.domain.principals import ApiKey, LimitEntry, Service
+from dataplane.domain.principals import ApiKey, Device, LimitEntry, Principal, Service, Tier
 from dataplane.domain.snapshot import Position, Snapshot
 
 MAX_PROBLEMS: Final = 20
@@ -82,6 +84,37 @@ async def compile_snapshot(
     return await _Compiler(position, by_kind, secrets, applied_at_ms).compile()
 
 
+_KINDS: Final = {
+    SubjectKind.KEY: pb.RESOURCE_KIND_API_KEY,
+    SubjectKind.DEVICE: pb.RESOURCE_KIND_DEVICE,
+}
+
+
+def _noun_of(kind: int) -> str:
+    return pb.ResourceKind.Name(kind).removeprefix("RESOURCE_KIND_").lower()  # type: ignore[arg-type] # a known kind
+
+
+def _is_of_address(subject: str) -> bool:
+    return subject.startswith(f"{SubjectKind.IP}:")
+
+
+def _most_layers(
+    tier_limits: Iterable[LimitEntry], at_addresses: Iterable[Iterable[LimitEntry]]
+) -> int:
+    """Return the most layers of an address that a caller of a tier can meet."""
+    defaults = {(each.unit, each.window) for each in tier_limits if not each.is_unlimited}
+    counts = [len(defaults)]
+    for entries in at_addresses:
+        own = {(each.unit, each.window): each.is_unlimited for each in entries}
+        counts.append(len(defaults - own.keys()) + sum(not unlimited for unlimited in own.values()))
+    return max(counts)
+
+
+def _principals(keys: Iterable[ApiKey], devices: Iterable[Device]) -> Iterator[Principal]:
+    yield from (key.principal for key in keys)
+    yield from (device.principal for device in devices if device.principal is not None)
+
+
 @dataclass(slots=True)
 class _Compiler:
     position: Position
@@ -118,6 +151,7 @@ class _Compiler:
         limits = await self._structural(
             pb.RESOURCE_KIND_SUBJECT_LIMITS, pb.SubjectLimits, read_limits
         )
+        tiers = await self._structural(pb.RESOURCE_KIND_TIER, pb.Tier, read_tier)
         users = await self._leaves(
             pb.RESOURCE_KIND_USER,
             pb.User,
@@ -129,9 +163,16 @@ class _Compiler:
             pb.ApiKey,
             lambda each, message: read_key(each, message, users, routers),
         )
+        devices = await self._leaves(
+            pb.RESOURCE_KIND_DEVICE,
+            pb.Device,
+            lambda each, message: read_device(each, message, users, routers),
+        )
         service = services.get("service", Service())
-        keys_by_sha256 = await self._unique(keys)
-        await self._check_layers(service, limits, keys_by_sha256)
+        keys_by_sha256 = await self._unique(pb.RESOURCE_KIND_API_KEY, keys)
+        devices_by_sha256 = await self._unique(pb.RESOURCE_KIND_DEVICE, devices)
+        principals = _principals(keys_by_sha256.values(), devices_by_sha256.values())
+        await self._check_layers(service, limits, tiers, principals)
         if self.problems:
             raise InvalidConfigurationError(self.problems)
         snapshot = Snapshot(
@@ -141,46 +182,59 @@ class _Compiler:
             routers=routers,
             prices=PriceBook(prices.values()),
             limits=limits,
+            has_address_limits=any(map(_is_of_address, limits)),
+            devices_by_sha256=devices_by_sha256,
+            tiers=tiers,
             applied_at_ms=self.applied_at_ms,
         )
         return Compiled(snapshot, tuple(self.quarantined))
 
-    async def _unique(self, keys: Mapping[str, tuple[bytes, ApiKey]]) -> dict[bytes, ApiKey]:
-        """Return the keys by hash; keys that share one say nothing about who calls, and deny."""
-        found: dict[bytes, ApiKey] = {}
-        twins: dict[bytes, ApiKey] = {}
-        async for key_sha256, key in self._in_slices(keys.values()):
-            first = found.setdefault(key_sha256, key)
-            if first is not key:
-                twins.setdefault(key_sha256, first)
-                self._set_aside_key(key)
-        for key_sha256, first in twins.items():
-            del found[key_sha256]
-            self._set_aside_key(first)
-        return found
+    async def _unique(
+        self, kind: pb.ResourceKind.ValueType, found: Mapping[str, tuple[bytes, V]]
+    ) -> dict[bytes, V]:
+        """Return credentials by hash; those that share one say nothing about who calls, and deny."""
+        ids: dict[bytes, str] = {}
+        twins: set[bytes] = set()
+        async for resource_id, (sha256, _) in self._in_slices(found.items()):
+            if ids.setdefault(sha256, resource_id) != resource_id:
+                twins.add(sha256)
+                self._set_aside_twin(kind, resource_id)
+        for sha256 in twins:
+            self._set_aside_twin(kind, ids.pop(sha256))
+        return {sha256: found[resource_id][1] for sha256, resource_id in ids.items()}
 
-    def _set_aside_key(self, key: ApiKey) -> None:
-        detail = "another key has the same hash"
-        self.quarantined.append(Quarantined(pb.RESOURCE_KIND_API_KEY, key.key_id, detail))
+    def _set_aside_twin(self, kind: pb.ResourceKind.ValueType, resource_id: str) -> None:
+        detail = f"another {_noun_of(kind)} has the same hash"
+        self.quarantined.append(Quarantined(kind, resource_id, detail))
 
     async def _check_layers(
         self,
         service: Service,
         limits: Mapping[str, tuple[LimitEntry, ...]],
-        keys: Mapping[bytes, ApiKey],
+        tiers: Mapping[str, Tier],
+        principals: Iterable[Principal],
     ) -> None:
-        """Refuse more layers than one call can be counted by: no call of such a key could be."""
-        shared: dict[str, int] = {}
-        async for key in self._in_slices(keys.values()):
-            entries = limits.get(f"key:{key.key_id}", ())
-            own = sum(not entry.is_unlimited for entry in entries)
-            user_id = key.user.user_id
-            if user_id not in shared:
-                shared[user_id] = len(layers_for(service, limits, key)) - own
-            count = shared[user_id] + own
+        """Refuse more layers than one call can be counted by: no call of such a credential could be.
+
+        Callers of one user and tier that have no limits of their own have the same number.
+        """
+        at_addresses = [entries for subject, entries in limits.items() if _is_of_address(subject)]
+        of_addresses = {
+            name: _most_layers(tier.ip_limits, at_addresses)
+            for name, tier in {"": Tier(""), **tiers}.items()
+        }
+        counts: dict[tuple[SubjectKind, str, str], int] = {}
+        async for each in self._in_slices(principals):
+            subject = f"{each.kind}:{each.principal_id}"
+            key = (each.kind, each.user.user_id, subject if subject in limits else each.tier)
+            if key in counts:
+                continue
+            of_address = of_addresses.get(each.tier, of_addresses[""])
+            count = counts[key] = len(layers_for(service, limits, tiers, each)) + of_address
             if count > MAX_LAYERS:
                 self.problems.append(
-                    f"api_key {key.key_id}: {count} limits apply to it; at most {MAX_LAYERS} may"
+                    f"{_noun_of(_KINDS[each.kind])} {each.principal_id}: {count} limits apply to it;"
+                    f" at most {MAX_LAYERS} may"
                 )
 
     async def _structural(
@@ -220,8 +274,7 @@ class _Compiler:
             return unusable_price(each, message)
 
     def _refuse(self, resource: RawResource, detail: str) -> None:
-        name = pb.ResourceKind.Name(resource.kind).removeprefix("RESOURCE_KIND_").lower()  # type: ignore[arg-type] # a known kind
-        self.problems.append(f"{name} {resource.resource_id}: {detail}")
+        self.problems.append(f"{_noun_of(resource.kind)} {resource.resource_id}: {detail}")
 
     def _set_aside(self, resource: RawResource, detail: str) -> None:
         self.quarantined.append(Quarantined(resource.kind, resource.resource_id, detail))

@@ -15,6 +15,8 @@ _SUBJECTS: Final = {
     limits_pb2.SUBJECT_KIND_ORGANIZATION: SubjectKind.ORGANIZATION,
     limits_pb2.SUBJECT_KIND_USER: SubjectKind.USER,
     limits_pb2.SUBJECT_KIND_KEY: SubjectKind.KEY,
+    limits_pb2.SUBJECT_KIND_DEVICE: SubjectKind.DEVICE,
+    limits_pb2.SUBJECT_KIND_IP: SubjectKind.IP,
 }
 _UNITS: Final = {
     limits_pb2.LIMIT_UNIT_REQUESTS: Unit.REQUESTS,

@@ -1,19 +1,36 @@
-"""Who calls: the service, organizations, users and keys as a snapshot has them."""
+"""Who calls: the service, organizations, tiers, users, keys and devices as a snapshot has them."""
 
 from collections.abc import Mapping
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from tollkeeper.common.v1 import devices_pb2
 from tollkeeper.config.v1 import resources_pb2 as pb
 
 from dataplane.control.raw_resources import RawResource, UnusableResourceError, referred
 from dataplane.control.read_limits import read_entries
 from dataplane.domain.limiting import SubjectKind
-from dataplane.domain.principals import ApiKey, Organization, Service, User
+from dataplane.domain.principals import (
+    ApiKey,
+    Device,
+    DeviceStatus,
+    Organization,
+    Principal,
+    Service,
+    Tier,
+    User,
+)
 from dataplane.domain.providers import Router
 
 _KEY_HASH_BYTES: Final = 32
 _DEFAULT_OUTPUT_CAP_TOKENS: Final = 4_096
+_STATUSES: Final = {
+    devices_pb2.DEVICE_STATUS_PENDING_APPROVAL: DeviceStatus.PENDING_APPROVAL,
+    devices_pb2.DEVICE_STATUS_APPROVED: DeviceStatus.APPROVED,
+    devices_pb2.DEVICE_STATUS_REJECTED: DeviceStatus.REJECTED,
+    devices_pb2.DEVICE_STATUS_SUSPENDED: DeviceStatus.SUSPENDED,
+    devices_pb2.DEVICE_STATUS_REVOKED: DeviceStatus.REVOKED,
+}
 
 
 def read_service(_: RawResource, message: pb.Service) -> Service:
@@ -82,15 +99,79 @@ def read_key(
     """
     if len(message.key_sha256) != _KEY_HASH_BYTES:
         raise UnusableResourceError("its hash is not 32 bytes")
-    # A key without a router is refused at its call: `no_route` says more than a missing key.
-    expires_at_ms = message.expires_at.ToMilliseconds() if message.HasField("expires_at") else None
-    key = ApiKey(
-        key_id=each.resource_id,
+    user = referred(users, message.user_id, "user")
+    principal = Principal(
+        kind=SubjectKind.KEY,
+        principal_id=each.resource_id,
         name=message.name,
-        user=referred(users, message.user_id, "user"),
+        user=user,
+        # A key without a router is refused at its call: `no_route` says more than a missing key.
         router_id=message.router_id if message.router_id in routers else "",
         allowed_models=tuple(message.allowed_models),
-        expires_at_ms=expires_at_ms,
+        tier=message.tier or user.tier,
+    )
+    key = ApiKey(
+        key_id=each.resource_id,
+        principal=principal,
+        expires_at_ms=(
+            message.expires_at.ToMilliseconds() if message.HasField("expires_at") else None
+        ),
         is_revoked=message.revoked,
     )
     return message.key_sha256, key
+
+
+def read_device(
+    each: RawResource, message: pb.Device, users: Mapping[str, User], routers: Mapping[str, Router]
+) -> tuple[bytes, Device]:
+    """Return the hash that a device is found by, and the device.
+
+    Raises:
+        UnusableResourceError: Its hash is none, or its user is not there.
+        ValueError: The end of its suspension is no time.
+    """
+    if len(message.token_sha256) != _KEY_HASH_BYTES:
+        raise UnusableResourceError("its hash is not 32 bytes")
+    until = message.suspended_until
+    device = Device(
+        device_id=each.resource_id,
+        name=message.name,
+        status=_STATUSES.get(message.status, DeviceStatus.UNKNOWN),
+        principal=_device_principal(each, message, users, routers) if message.user_id else None,
+        suspended_until_ms=until.ToMilliseconds() if message.HasField("suspended_until") else None,
+        suspension_reason=message.suspension_reason,
+    )
+    return message.token_sha256, device
+
+
+def _device_principal(
+    each: RawResource, message: pb.Device, users: Mapping[str, User], routers: Mapping[str, Router]
+) -> Principal:
+    user = referred(users, message.user_id, "user")
+    return Principal(
+        kind=SubjectKind.DEVICE,
+        principal_id=each.resource_id,
+        name=message.name,
+        user=user,
+        router_id=message.router_id if message.router_id in routers else "",
+        allowed_models=tuple(message.allowed_models),
+        tier=message.tier or user.tier,
+    )
+
+
+def read_tier(each: RawResource, message: pb.Tier) -> Tier:
+    """Return a tier.
+
+    Raises:
+        UnusableResourceError: It has no name, or one of its limits is bad.
+        ValueError: A limit is out of bounds.
+    """
+    if not message.name or message.name != each.resource_id:
+        raise UnusableResourceError("its id is not its name")
+    return Tier(
+        name=message.name,
+        device_limits=read_entries(message.device_limits, SubjectKind.DEVICE),
+        ip_limits=read_entries(message.ip_limits, SubjectKind.IP),
+        user_limits=read_entries(message.user_limits, SubjectKind.USER),
+        credential_limits=read_entries(message.credential_limits, SubjectKind.KEY),
+    )

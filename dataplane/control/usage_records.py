@@ -33,8 +33,8 @@ DIALECTS: Final = {
 def record_from(event: UsageEvent) -> pb.UsageRecord:
     """Return the record of a request that is over.
 
-    There are no devices and no response cache, so their fields stay empty. Texts are cut to
-    `MAX_TEXT` characters, as the ledger does.
+    There is no response cache, so its field stays empty. Texts are cut to `MAX_TEXT` characters, as
+    the ledger does.
     """
     used = event.usage
     started_at = Timestamp()
@@ -52,6 +52,7 @@ def record_from(event: UsageEvent) -> pb.UsageRecord:
         user=_text(event.user),
         key_id=event.key_id,
         key=_text(event.key),
+        device_id=event.device_id,
         tier=_text(event.tier),
         ip=event.ip,
         router=_text(event.router),

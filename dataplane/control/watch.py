@@ -97,6 +97,7 @@ class Watch:
         clock_ms: Unix milliseconds.
         unreported_records: For heartbeats.
         on_applied: Called with what was applied, to be kept as last known good.
+        are_limits_available: For heartbeats: whether counters can be asked.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Watch:
         clock_ms: Callable[[], int],
         unreported_records: Callable[[], int],
         on_applied: Callable[[Contents], None],
+        are_limits_available: Callable[[], bool] = lambda: True,
     ) -> None:
         self._addresses = addresses
         self._node = node
@@ -114,6 +116,7 @@ class Watch:
         self._clock_ms = clock_ms
         self._unreported_records = unreported_records
         self._on_applied = on_applied
+        self._are_limits_available = are_limits_available
         self._contents = EMPTY
         self.is_connected = False
 
@@ -331,6 +334,7 @@ class Watch:
                 position=position_to_proto(self._contents.position),
                 not_ready=_SERVING if self._current.latest is not None else _NOT_READY,
                 unreported_records=self._unreported_records(),
+                limits_unavailable=not self._are_limits_available(),
             )
             with contextlib.suppress(asyncio.QueueFull):
                 session.say(pb.StreamConfigRequest(heartbeat=beat))

@@ -91,7 +91,8 @@ NO_USAGE = Usage()
 class UsageEvent(msgspec.Struct, frozen=True):
     """One admitted request, once it is over; the fields are those of `UsageRecord` in the contract.
 
-    Times are Unix milliseconds. The spool keeps it, the reporter turns it into a `UsageRecord`.
+    Times are Unix milliseconds. Fields that came later have defaults, so that a spool of the version
+    before can be read. The spool keeps it, the reporter turns it into a `UsageRecord`.
     A struct: two of them are made per request, and a frozen dataclass of so many fields is slow.
     """
 
@@ -133,3 +134,4 @@ class UsageEvent(msgspec.Struct, frozen=True):
     duration_ms: int
     first_content_ms: int
     generations: tuple[tuple[str, int], ...] = ()
+    device_id: str = ""

@@ -1,10 +1,10 @@
-"""Which models a key can name: those that its router's rules take, that it may use and that are priced."""
+"""Which models a caller can name: those that its router's rules take, that it may use and that are priced."""
 
 from collections.abc import Iterator
 from typing import Final
 
 from dataplane.domain.calls import Dialect
-from dataplane.domain.principals import ApiKey
+from dataplane.domain.principals import Principal
 from dataplane.domain.providers import Rule
 from dataplane.domain.routing import is_usable, may_use, takes
 from dataplane.domain.snapshot import Snapshot
@@ -13,15 +13,17 @@ from dataplane.domain.snapshot import Snapshot
 _WELL_KNOWN: Final = {"mock": ("mock-echo", "mock-tokens-64")}
 
 
-def models_for(snapshot: Snapshot, key: ApiKey, now_ms: int) -> tuple[str, ...]:
+def models_for(snapshot: Snapshot, principal: Principal, now_ms: int) -> tuple[str, ...]:
     """Return the names, sorted; models that only a pattern covers are not among them."""
-    router = snapshot.routers.get(key.router_id)
+    router = snapshot.routers.get(principal.router_id)
     names = {
         name
         for rule in (router.rules if router else ())
         if not rule.condition and any(is_usable(rule, dialect) for dialect in Dialect)
         for name in _names_of(snapshot, rule)
-        if takes(rule, name) and may_use(key, name) and _is_priced(snapshot, rule, name, now_ms)
+        if takes(rule, name)
+        and may_use(principal, name)
+        and _is_priced(snapshot, rule, name, now_ms)
     }
     return tuple(sorted(names))
 

@@ -1,35 +1,33 @@
 """From the limiter's verdict to the refusal that a caller can act on."""
 
-from datetime import UTC, datetime
 from typing import Final
 
+from dataplane.domain.instants import instant_text
 from dataplane.domain.limiting import (
     NEVER_MS,
     Denial,
-    Layer,
     LayerKind,
     Standing,
     SubjectKind,
 )
-from dataplane.domain.principals import User
+from dataplane.domain.principals import Principal
 from dataplane.domain.refusals import Reason, Refusal
 
 # What never resets is topped up by a person: asking again the same day is pointless.
 _NEVER_RETRY_SECONDS: Final = 86_400
 # A slot may come free at any moment.
 _PARALLEL_RETRY_SECONDS: Final = 1
-# These layers count other tenants too: their figures would leak.
-_WITHOUT_FIGURES: Final = frozenset({SubjectKind.GLOBAL, SubjectKind.MODEL, SubjectKind.ENDPOINT})
+_FREE_TIER: Final = "free"
 
 
 def refusal_for(
-    denial: Denial, user: User, upgrade_url: str, now_ms: int, jitter: float
+    denial: Denial, principal: Principal, upgrade_url: str, now_ms: int, jitter: float
 ) -> Refusal:
     """Return the refusal that says which layer was short and until when.
 
     Args:
         denial: What the limiter said.
-        user: Who called; the free tier is told where to upgrade.
+        principal: Who called; the free tier is told where to upgrade.
         upgrade_url: Where that is; empty for nowhere.
         now_ms: Unix milliseconds.
         jitter: In [0, 1): spreads the retries of many callers over 3 % of the wait.
@@ -37,7 +35,7 @@ def refusal_for(
     standing = denial.binding
     layer = standing.layer
     details = _details(denial, now_ms)
-    if upgrade_url and user.tier == "free":
+    if upgrade_url and principal.tier == _FREE_TIER:
         details["upgrade_url"] = upgrade_url
     if denial.is_never and layer.capacity > 0:
         return Refusal(
@@ -64,19 +62,13 @@ def refusal_for(
     )
 
 
-def has_public_figures(layer: Layer) -> bool:
-    """Return whether a caller may see how much of this layer is left."""
-    return layer.subject_kind not in _WITHOUT_FIGURES
-
-
 def _details(denial: Denial, now_ms: int) -> dict[str, object]:
     standing = denial.binding
     layer = standing.layer
     details: dict[str, object] = {"layer": layer.name, "window": layer.window.value}
     if standing.reset_ms > 0:
-        resets_at = datetime.fromtimestamp((now_ms + standing.reset_ms) / 1000, UTC)
-        details["resets_at"] = resets_at.isoformat(timespec="seconds").replace("+00:00", "Z")
-    if not has_public_figures(layer):
+        details["resets_at"] = instant_text(now_ms + standing.reset_ms)
+    if not layer.has_public_figures:
         return details
     if layer.kind is LayerKind.SPEND:
         details["budget"] = usd(layer.capacity)

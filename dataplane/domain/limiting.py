@@ -90,6 +90,8 @@ class Layer:
         reset_generation: Raised by an administrator to start counting anew.
         is_hard: Whether requests reserve their upper bound; both kinds deny at 100 %.
         is_shadow: Counted and shown, but never refusing.
+        has_public_figures: Whether the caller may see how much is left; the figures of layers
+            that count other tenants too would leak their traffic.
         kind: The algorithm that counts it; follows from unit and window.
         name: Its public name, such as `user_requests_per_day` or `key_parallel`.
 
@@ -107,6 +109,7 @@ class Layer:
     reset_generation: int = 0
     is_hard: bool = True
     is_shadow: bool = False
+    has_public_figures: bool = True
 
     kind: LayerKind = field(init=False, repr=False)
     name: str = field(init=False, repr=False)

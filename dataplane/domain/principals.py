@@ -1,6 +1,9 @@
 """Who a request acts for, and what is decided for everybody."""
 
 from dataclasses import dataclass
+from enum import StrEnum
+
+from dataplane.domain.limiting import SubjectKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,78 @@ class User:
 
 
 @dataclass(frozen=True, slots=True)
-class ApiKey:
-    """A key, with its user. `expires_at_ms` is Unix milliseconds."""
+class Tier:
+    """A set of layers for the calls of those who have it.
 
-    key_id: str
+    `credential_limits` are those of each key or device; for a device `device_limits` come first.
+    """
+
+    name: str
+    device_limits: tuple[LimitEntry, ...] = ()
+    ip_limits: tuple[LimitEntry, ...] = ()
+    user_limits: tuple[LimitEntry, ...] = ()
+    credential_limits: tuple[LimitEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Principal:
+    """Who a request acts for: a user, by one of their keys or devices.
+
+    Compared by identity: one is made per credential when a snapshot is built, and plans are found
+    by it. `kind` is KEY or DEVICE; `tier` is the name that counts: the credential's own, else the
+    user's, else empty.
+    """
+
+    kind: SubjectKind
+    principal_id: str
     name: str
     user: User
     router_id: str
     allowed_models: tuple[str, ...] = ()
+    tier: str = ""
+
+    @property
+    def is_device(self) -> bool:
+        """Return whether a device calls."""
+        return self.kind is SubjectKind.DEVICE
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key, and who calls with it. `expires_at_ms` is Unix milliseconds."""
+
+    key_id: str
+    principal: Principal
     expires_at_ms: int | None = None
     is_revoked: bool = False
+
+
+class DeviceStatus(StrEnum):
+    """Where a device stands, in the words that callers see; what is not known here denies."""
+
+    UNKNOWN = "unknown"
+    PENDING_APPROVAL = "pending_approval"
+    APPROVED = "approved"
+    REJECTED = "rejected"
+    SUSPENDED = "suspended"
+    REVOKED = "revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device, and who calls with it from its approval on. Times are Unix milliseconds."""
+
+    device_id: str
+    name: str
+    status: DeviceStatus
+    principal: Principal | None = None
+    suspended_until_ms: int | None = None
+    suspension_reason: str = ""
+
+    def status_at(self, now_ms: int) -> DeviceStatus:
+        """Return where it stands at `now_ms`: a suspension lifts by itself."""
+        if self.status is not DeviceStatus.SUSPENDED:
+            return self.status
+        until_ms = self.suspended_until_ms
+        is_over = until_ms is not None and until_ms <= now_ms
+        return DeviceStatus.APPROVED if is_over else DeviceStatus.SUSPENDED

@@ -1,4 +1,4 @@
-"""Which provider serves a call: key → router → rules → attempt."""
+"""Which provider serves a call: caller → router → rules → attempt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from dataplane.domain.calls import Call, Dialect
 from dataplane.domain.patterns import matches
 from dataplane.domain.prices import Price
-from dataplane.domain.principals import ApiKey
+from dataplane.domain.principals import Principal
 from dataplane.domain.providers import Credential, Provider, Router, Rule
 from dataplane.domain.refusals import Reason, Refusal
 from dataplane.domain.snapshot import Snapshot
@@ -29,7 +29,7 @@ class Attempt:
     price: Price
 
 
-def route(snapshot: Snapshot, key: ApiKey, call: Call, draw: int, now_ms: int) -> Attempt:
+def route(snapshot: Snapshot, principal: Principal, call: Call, draw: int, now_ms: int) -> Attempt:
     """Return the attempt that serves `call`.
 
     Rules are tried by priority; among those of the lowest usable number, `draw` (any
@@ -40,9 +40,11 @@ def route(snapshot: Snapshot, key: ApiKey, call: Call, draw: int, now_ms: int) -
             take it but no provider can serve it in this dialect), MODEL_NOT_PRICED.
     """
     model = call.model
-    if not may_use(key, model):
-        raise Refusal(Reason.MODEL_NOT_ALLOWED, "This key may not use this model.", param="model")
-    router = snapshot.routers.get(key.router_id)
+    if not may_use(principal, model):
+        raise Refusal(
+            Reason.MODEL_NOT_ALLOWED, "This credential may not use this model.", param="model"
+        )
+    router = snapshot.routers.get(principal.router_id)
     if router is None or not router.rules:
         raise _no_route()
     taking = [rule for rule in router.rules if takes(rule, model)]
@@ -55,9 +57,11 @@ def route(snapshot: Snapshot, key: ApiKey, call: Call, draw: int, now_ms: int) -
     return _attempt(snapshot, router, rule, call, now_ms)
 
 
-def may_use(key: ApiKey, model: str) -> bool:
-    """Return whether the key's list of models has `model`; no list allows all."""
-    return not key.allowed_models or any(matches(each, model) for each in key.allowed_models)
+def may_use(principal: Principal, model: str) -> bool:
+    """Return whether the caller's list of models has `model`; no list allows all."""
+    return not principal.allowed_models or any(
+        matches(each, model) for each in principal.allowed_models
+    )
 
 
 def takes(rule: Rule, model: str) -> bool:
@@ -116,5 +120,5 @@ def _draw(rules: Sequence[Rule], draw: int) -> Rule:
 
 def _no_route() -> Refusal:
     return Refusal(
-        Reason.NO_ROUTE, "No provider of this key's router can serve this model in this API."
+        Reason.NO_ROUTE, "No provider of this caller's router can serve this model in this API."
     )

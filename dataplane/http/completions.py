@@ -51,7 +51,7 @@ async def completion(
         try:
             _check_content_type(request.headers)
             credentials = parse_credentials(request.headers)
-            call = api.call_of(request_id, request.body, request.headers, request.peer)
+            call = api.call_of(request_id, request.body, request.headers, request.address)
             answer = await stack.enter_async_context(pipeline.exchange(call, credentials))
         except Refusal as refusal:
             limits = limit_headers(refusal.standings, api.dialect, pipeline.clock_ms())
@@ -101,8 +101,8 @@ def _headers(pipeline: Pipeline, answer: Answer) -> tuple[tuple[str, str], ...]:
         headers.append(("x-tollkeeper-cost-usd", usd(bill.cost_nanousd)))
     else:
         headers += _NO_BUFFERING
-    plan, now_ms = it.snapshot.plan_for(it.key), pipeline.clock_ms()
-    return (*headers, *limit_headers(it.reservation.standings, call.dialect, now_ms, plan))
+    now_ms = pipeline.clock_ms()
+    return (*headers, *limit_headers(it.reservation.standings, call.dialect, now_ms, it.plan))
 
 
 def _check_content_type(headers: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from dataplane.domain.client_addresses import ClientAddresses
 from dataplane.domain.refusals import Reason, Refusal
 from dataplane.http.completions import APIS, CompletionApi, completion
 from dataplane.http.errors import refused
@@ -45,8 +46,11 @@ class AsgiApp(Protocol):
 class Entry:
     """Serves the hot paths itself and hands everything else on."""
 
-    def __init__(self, pipeline: Pipeline, everything_else: AsgiApp) -> None:
+    def __init__(
+        self, pipeline: Pipeline, addresses: ClientAddresses, everything_else: AsgiApp
+    ) -> None:
         self._pipeline = pipeline
+        self._addresses = addresses
         self._everything_else = everything_else
         self._apis = {api.path: api for api in APIS}
 
@@ -62,7 +66,7 @@ class Entry:
     async def _serve(self, api: CompletionApi, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with asyncio.timeout(READ_SECONDS):
-                request = await read_request(scope, receive)
+                request = await read_request(scope, receive, self._addresses)
         except ClientLeftError:
             return
         except TimeoutError:

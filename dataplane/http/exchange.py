@@ -9,13 +9,13 @@ EVENT_STREAM_TYPE = "text/event-stream; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """One request, read to its end. Header names are in lower case; `peer` is the socket's address."""
+    """One request, read to its end. Header names are in lower case; `address` is the client's."""
 
     method: str
     path: str
     headers: Mapping[str, str]
     body: bytes = b""
-    peer: str = ""
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)

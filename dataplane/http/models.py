@@ -42,8 +42,8 @@ def get_model(pipeline: Pipeline, request: HttpRequest, model: str) -> HttpAnswe
 
 def _names(pipeline: Pipeline, request: HttpRequest) -> tuple[str, ...]:
     snapshot, now_ms = pipeline.current.get(), pipeline.clock_ms()
-    key = authenticate(snapshot, parse_credentials(request.headers), now_ms)
-    return models_for(snapshot, key, now_ms)
+    principal = authenticate(snapshot, parse_credentials(request.headers), now_ms)
+    return models_for(snapshot, principal, now_ms)
 
 
 def _dialect_of(request: HttpRequest) -> Dialect:

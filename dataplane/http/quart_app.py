@@ -11,6 +11,7 @@ from quart.asgi import ASGIHTTPConnection
 from quart.wrappers import Request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from dataplane.domain.client_addresses import ClientAddresses
 from dataplane.domain.refusals import Reason, Refusal
 from dataplane.http.completions import APIS, CompletionApi, completion
 from dataplane.http.errors import refused
@@ -22,6 +23,7 @@ from dataplane.http.reading import (
     check_length,
     dialect_of,
     headers_of,
+    peer_of,
     too_large,
 )
 from dataplane.pipeline import Pipeline
@@ -45,38 +47,39 @@ class HoldingConnection(ASGIHTTPConnection):
             await super().handle_request(request, send)
 
 
-def quart_app(pipeline: Pipeline, health: Health) -> Quart:
+def quart_app(pipeline: Pipeline, health: Health, addresses: ClientAddresses) -> Quart:
     """Return the application with every path of the data plane."""
     app = Quart("dataplane", static_folder=None)
     app.asgi_http_class = HoldingConnection
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.config["RESPONSE_TIMEOUT"] = None  # streams last for hours
-    _add_completions(app, pipeline)
-    _add_models(app, pipeline)
+    _add_completions(app, pipeline, addresses)
+    _add_models(app, pipeline, addresses)
     _add_health(app, health)
     _add_errors(app, pipeline)
     return app
 
 
-def _add_completions(app: Quart, pipeline: Pipeline) -> None:
+def _add_completions(app: Quart, pipeline: Pipeline, addresses: ClientAddresses) -> None:
     for api in APIS:
 
         async def view(api: CompletionApi = api) -> Response:
             stack = cast("dict[str, AsyncExitStack]", request.scope)[_HELD]
-            answer = await stack.enter_async_context(completion(pipeline, api, await _value()))
+            value = await _value(addresses)
+            answer = await stack.enter_async_context(completion(pipeline, api, value))
             return _response(answer)
 
         app.add_url_rule(api.path, f"completion {api.path}", view, methods=["POST"])
 
 
-def _add_models(app: Quart, pipeline: Pipeline) -> None:
+def _add_models(app: Quart, pipeline: Pipeline, addresses: ClientAddresses) -> None:
     @app.get("/v1/models")
     async def models() -> Response:
-        return _response(list_models(pipeline, await _value()))
+        return _response(list_models(pipeline, await _value(addresses)))
 
     @app.get("/v1/models/<path:model>")
     async def model(model: str) -> Response:
-        return _response(get_model(pipeline, await _value(), model))
+        return _response(get_model(pipeline, await _value(addresses), model))
 
 
 def _add_health(app: Quart, health: Health) -> None:
@@ -121,13 +124,12 @@ def _add_errors(app: Quart, pipeline: Pipeline) -> None:
         return _refused(pipeline, Refusal(Reason.INTERNAL, message))
 
 
-async def _value() -> HttpRequest:
+async def _value(addresses: ClientAddresses) -> HttpRequest:
     headers = headers_of(request.scope["headers"])
     check_length(headers)
     body = cast("bytes", await request.get_data(cache=False))
-    client = request.scope.get("client")
-    peer = str(client[0]) if client else ""
-    return HttpRequest(request.method, request.path, headers, body, peer)
+    address = addresses.of(peer_of(request.scope), headers)
+    return HttpRequest(request.method, request.path, headers, body, address)
 
 
 def _response(answer: HttpAnswer) -> Response:

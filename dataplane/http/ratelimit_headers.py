@@ -1,18 +1,18 @@
 """What is left, in headers: OpenAI's and Anthropic's own, and the IETF draft's.
 
 `RateLimit` and `RateLimit-Policy` follow draft-ietf-httpapi-ratelimit-headers. Layers that count
-other tenants too are left out: their figures would leak.
+other tenants too are left out: their figures would leak. A device's caller reads its own day and its
+address' besides.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final
 from weakref import WeakKeyDictionary
 
 from dataplane.domain.calls import Dialect
-from dataplane.domain.denials import has_public_figures
-from dataplane.domain.limiting import Layer, LayerPlan, Standing, Unit, Window
+from dataplane.domain.instants import instant_text
+from dataplane.domain.limiting import Layer, LayerPlan, Standing, SubjectKind, Unit, Window
 
 _WINDOW_SECONDS: Final = {Window.MINUTE: 60, Window.DAY: 86_400, Window.MONTH: 2_592_000}
 
@@ -21,7 +21,7 @@ _WINDOW_SECONDS: Final = {Window.MINUTE: 60, Window.DAY: 86_400, Window.MONTH: 2
 class _Shown:
     """Which layers of a plan a caller sees, and what of the headers never changes.
 
-    The numbers are places in the plan. `policy` is the whole `ratelimit-policy`; `counted` has the
+    The numbers are places in the plan; None: there is no such layer. `policy` is the whole `ratelimit-policy`; `counted` has the
     beginnings of the parts of `ratelimit`.
     """
 
@@ -29,6 +29,8 @@ class _Shown:
     tokens: tuple[int, ...]
     policy: str
     counted: tuple[tuple[int, str], ...]
+    device_day: int | None
+    address_day: int | None
 
 
 _shown_by_plan: WeakKeyDictionary[LayerPlan, _Shown] = WeakKeyDictionary()
@@ -59,6 +61,12 @@ def limit_headers(
     if shown.counted:
         states = [f"{head}{_state(standings[place])}" for place, head in shown.counted]
         headers += [("ratelimit-policy", shown.policy), ("ratelimit", ", ".join(states))]
+    if shown.device_day is not None:
+        day = standings[shown.device_day]
+        headers += _days(day, "device")
+        headers.append(("x-ratelimit-reset-device", _instant(day, now_ms)))
+    if shown.address_day is not None:
+        headers += _days(standings[shown.address_day], "ip")
     return tuple(headers)
 
 
@@ -70,7 +78,7 @@ def _shown_in(plan: LayerPlan) -> _Shown:
 
 
 def _shown_of(layers: Sequence[Layer]) -> _Shown:
-    public = [(place, layer) for place, layer in enumerate(layers) if has_public_figures(layer)]
+    public = [(place, layer) for place, layer in enumerate(layers) if layer.has_public_figures]
     counted = [
         (place, layer)
         for place, layer in public
@@ -81,7 +89,16 @@ def _shown_of(layers: Sequence[Layer]) -> _Shown:
         tokens=_tightest_of(public, Unit.TOKENS),
         policy=", ".join(_policy(layer) for _, layer in counted),
         counted=tuple((place, f'"{layer.name}"') for place, layer in counted),
+        device_day=_day_of(public, SubjectKind.DEVICE),
+        address_day=_day_of(public, SubjectKind.IP),
     )
+
+
+def _day_of(layers: Iterable[tuple[int, Layer]], kind: SubjectKind) -> int | None:
+    """Return the place of a subject's requests per day."""
+    wanted = (kind, Unit.REQUESTS, Window.DAY)
+    found = (p for p, each in layers if (each.subject_kind, each.unit, each.window) == wanted)
+    return next(found, None)
 
 
 def _tightest_of(layers: Iterable[tuple[int, Layer]], unit: Unit) -> tuple[int, ...]:
@@ -115,13 +132,23 @@ def _openai(standing: Standing, name: str) -> list[tuple[str, str]]:
 
 
 def _anthropic(standing: Standing, name: str, now_ms: int) -> list[tuple[str, str]]:
-    reset = datetime.fromtimestamp((now_ms + max(0, standing.reset_ms)) / 1000, UTC)
     prefix = f"anthropic-ratelimit-{name}"
     return [
         (f"{prefix}-limit", str(standing.layer.capacity)),
         (f"{prefix}-remaining", str(standing.remaining)),
-        (f"{prefix}-reset", reset.strftime("%Y-%m-%dT%H:%M:%SZ")),
+        (f"{prefix}-reset", _instant(standing, now_ms)),
     ]
+
+
+def _days(standing: Standing, name: str) -> list[tuple[str, str]]:
+    return [
+        (f"x-ratelimit-limit-{name}", str(standing.layer.capacity)),
+        (f"x-ratelimit-remaining-{name}", str(standing.remaining)),
+    ]
+
+
+def _instant(standing: Standing, now_ms: int) -> str:
+    return instant_text(now_ms + max(0, standing.reset_ms))
 
 
 def _policy(layer: Layer) -> str:

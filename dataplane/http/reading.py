@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
 
 from dataplane.domain.calls import Dialect
+from dataplane.domain.client_addresses import ClientAddresses
 from dataplane.domain.refusals import Reason, Refusal
 from dataplane.http.exchange import HttpRequest
 
@@ -20,7 +21,7 @@ class ClientLeftError(Exception):
     """The client closed its connection before its request was whole."""
 
 
-async def read_request(scope: Scope, receive: Receive) -> HttpRequest:
+async def read_request(scope: Scope, receive: Receive, addresses: ClientAddresses) -> HttpRequest:
     """Return the request of `scope`, read to its end.
 
     Raises:
@@ -45,9 +46,14 @@ async def read_request(scope: Scope, receive: Receive) -> HttpRequest:
         if not message.get("more_body", False):
             break
     body = parts[0] if len(parts) == 1 else b"".join(parts)
+    address = addresses.of(peer_of(scope), headers)
+    return HttpRequest(scope["method"], scope["path"], headers, body, address)
+
+
+def peer_of(scope: Scope) -> str:
+    """Return the address of the other end of the connection; empty where it has none."""
     client = scope.get("client")
-    peer = client[0] if client else ""
-    return HttpRequest(scope["method"], scope["path"], headers, body, peer)
+    return str(client[0]) if client else ""
 
 
 def headers_of(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -19,7 +19,7 @@ def test_a_key_that_was_minted_is_read(case: dict[str, Any]) -> None:
 
     credentials = parse_credentials({"x-api-key": case["text"]}, case["prefix"])
 
-    assert credentials.key_sha256.hex() == case["sha256_hex"]
+    assert credentials.sha256.hex() == case["sha256_hex"]
 
 
 @pytest.mark.parametrize(

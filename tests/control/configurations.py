@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from google.protobuf.message import Message
-from tollkeeper.common.v1 import limits_pb2, position_pb2, rates_pb2
+from tollkeeper.common.v1 import devices_pb2, limits_pb2, position_pb2, rates_pb2
 from tollkeeper.config.v1 import config_service_pb2 as config_pb
 from tollkeeper.config.v1 import resources_pb2 as pb
 
@@ -40,6 +40,32 @@ def key(number: int, user_id: str = "alice", **fields: object) -> pb.Resource:
     for name, value in fields.items():
         setattr(message, name, value)
     return resource(pb.RESOURCE_KIND_API_KEY, f"key{number:09d}", message)
+
+
+def device(
+    number: int, user_id: str = "alice", suspended_until_s: int = 0, **fields: object
+) -> pb.Resource:
+    """Return an approved device of `user_id`."""
+    message = pb.Device(
+        name=f"phone {number}",
+        user_id=user_id,
+        token_sha256=sha256_of(1_000 + number),
+        router_id="r1",
+        status=devices_pb2.DEVICE_STATUS_APPROVED,
+    )
+    for name, value in fields.items():
+        setattr(message, name, value)
+    if suspended_until_s:
+        message.suspended_until.FromSeconds(suspended_until_s)
+    return resource(pb.RESOURCE_KIND_DEVICE, f"device{number}", message)
+
+
+def tier(**limits: Iterable[limits_pb2.Limit]) -> pb.Resource:
+    """Return the tier `pro` with these lists of limits."""
+    message = pb.Tier(name="pro")
+    for name, given in limits.items():
+        getattr(message, name).extend(given)
+    return resource(pb.RESOURCE_KIND_TIER, "pro", message)
 
 
 def limit(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from tollkeeper.common.v1 import limits_pb2, rates_pb2
+from tollkeeper.common.v1 import devices_pb2, limits_pb2, rates_pb2
 from tollkeeper.config.v1 import config_service_pb2 as config_pb
 from tollkeeper.config.v1 import resources_pb2 as pb
 
@@ -18,17 +18,20 @@ from dataplane.control.compile import (
 )
 from dataplane.control.raw_resources import RawResource, RawSecret
 from dataplane.domain.calls import Dialect
-from dataplane.domain.limiting import MAX_LAYERS
+from dataplane.domain.limiting import MAX_LAYERS, SubjectKind
+from dataplane.domain.principals import DeviceStatus
 from dataplane.domain.secret import Secret
 from dataplane.domain.snapshot import Position
 from tests.control.configurations import (
     configuration,
+    device,
     key,
     limit,
     resource,
     secret,
     sha256_of,
     subject_limits,
+    tier,
 )
 
 _BROKEN = b"\xff\xff\xff"
@@ -75,10 +78,11 @@ async def test_a_whole_configuration_becomes_a_snapshot() -> None:
     assert snapshot.applied_at_ms == 1_000
     assert snapshot.service.max_replicas == 1
     found = snapshot.keys_by_sha256[sha256_of(1)]
-    assert (found.key_id, found.user.user_id) == ("key000000001", "alice")
-    assert found.user.organization.time_zone == "Europe/Paris"
-    assert found.user.organization.default_output_cap_tokens == 4_096
-    rules = snapshot.routers[found.router_id].rules
+    caller = found.principal
+    assert (found.key_id, caller.user.user_id) == ("key000000001", "alice")
+    assert caller.user.organization.time_zone == "Europe/Paris"
+    assert caller.user.organization.default_output_cap_tokens == 4_096
+    rules = snapshot.routers[caller.router_id].rules
     assert [(rule.rule_id, rule.weight) for rule in rules] == [("first", 1), ("second", 1)]
     assert rules[0].aliases == {"smart": "gpt-4o"}
     upstream = rules[0].provider
@@ -224,11 +228,91 @@ async def test_more_layers_than_a_request_may_have_refuse_everything() -> None:
     at_most = [subject_limits(subject, many) for subject in subjects[:3]]
 
     snapshot = (await _compiled(_with(*at_most))).snapshot
-    plan = snapshot.plan_for(snapshot.keys_by_sha256[sha256_of(0)])
+    plan = snapshot.plan_for(snapshot.keys_by_sha256[sha256_of(0)].principal, "203.0.113.7")
     assert len(plan.layers) == MAX_LAYERS
     one_more = subject_limits(subjects[3], [limit()])
     problems = await _problems(_with(*at_most, one_more))
     assert any("24" in problem for problem in problems)
+    of_an_address = subject_limits("ip:203.0.113.7", [limit()])
+    problems = await _problems(_with(*at_most, of_an_address))
+    assert any("25" in problem for problem in problems)
+
+
+async def test_layers_of_tiers_count_towards_what_a_request_may_have() -> None:
+    windows = (1, 2, 3, 4)
+    many = [limit(unit, window) for unit in (1, 2) for window in windows]
+    subjects = [subject_limits(subject, many) for subject in ("global", "organization:acme")]
+    user = pb.User(name="acme/alice", organization_id="acme", tier="pro")
+    alice = resource(pb.RESOURCE_KIND_USER, "alice", user)
+    full = [*subjects, alice, tier(user_limits=many[:6], ip_limits=[limit()])]
+
+    problems = await _problems(_with(*full, tier(user_limits=many, ip_limits=[limit()])))
+
+    assert any("25" in problem for problem in problems)
+    assert (await _compiled(_with(*full, device(1)))).quarantined == ()
+    crowded = tier(user_limits=many[:6], ip_limits=[limit()], device_limits=many[:2])
+    problems = await _problems(_with(*full, crowded, device(1)))
+    assert any(problem.startswith("device device1: 25") for problem in problems)
+
+
+async def test_devices_are_found_by_their_tokens_with_whose_they_are() -> None:
+    status = devices_pb2.DEVICE_STATUS_SUSPENDED
+    suspended = device(2, status=status, suspended_until_s=60, suspension_reason="loud")
+    waiting = device(3, user_id="", router_id="", status=devices_pb2.DEVICE_STATUS_PENDING_APPROVAL)
+    newer = device(4, status=99)
+
+    compiled = await _compiled(_with(device(1, tier="pro"), suspended, waiting, newer, tier()))
+
+    found = compiled.snapshot.devices_by_sha256
+    assert compiled.quarantined == ()
+    caller = found[sha256_of(1001)].principal
+    assert caller is not None
+    assert (caller.principal_id, caller.user.user_id, caller.tier) == ("device1", "alice", "pro")
+    assert (caller.kind, caller.router_id, caller.is_device) == (SubjectKind.DEVICE, "r1", True)
+    second = found[sha256_of(1002)]
+    assert (second.suspended_until_ms, second.suspension_reason) == (60_000, "loud")
+    assert second.status_at(59_999) is DeviceStatus.SUSPENDED
+    assert second.status_at(60_000) is DeviceStatus.APPROVED
+    assert found[sha256_of(1003)].principal is None
+    assert found[sha256_of(1003)].status is DeviceStatus.PENDING_APPROVAL
+    assert found[sha256_of(1004)].status is DeviceStatus.UNKNOWN
+
+
+async def test_a_bad_device_is_set_aside_and_the_others_call() -> None:
+    short = device(1)
+    short.payload = pb.Device(user_id="alice", token_sha256=b"short").SerializeToString()
+    twin = resource(pb.RESOURCE_KIND_DEVICE, "twin", pb.Device.FromString(device(4).payload))
+    devices = [short, device(2, user_id="nobody"), device(3), device(4), twin]
+
+    compiled = await _compiled(_with(*devices))
+
+    assert compiled.snapshot.devices_by_sha256.keys() == {sha256_of(1003)}
+    aside = {each.resource_id for each in compiled.quarantined}
+    assert aside == {"device1", "device2", "device4", "twin"}
+
+
+async def test_a_tier_that_cannot_be_read_refuses_everything() -> None:
+    nameless = resource(pb.RESOURCE_KIND_TIER, "pro", pb.Tier())
+    twice = tier(ip_limits=[limit(), limit()])
+
+    assert await _problems(_with(nameless))
+    assert await _problems(_with(twice))
+
+
+async def test_a_caller_has_a_plan_for_each_address_where_addresses_count() -> None:
+    own = subject_limits("ip:2001:db8:0:1::/64", [limit(capacity=3)])
+    snapshot = (await _compiled(_with(own))).snapshot
+    caller = snapshot.keys_by_sha256[sha256_of(0)].principal
+
+    here = snapshot.plan_for(caller, "2001:db8:0:1::7")
+    elsewhere = snapshot.plan_for(caller, "2001:db8:0:2::7")
+
+    assert [layer.name for layer in here.layers] == ["ip_requests_per_day"]
+    assert elsewhere.layers == ()
+    assert snapshot.plan_for(caller, "2001:db8:0:1::8") is here
+    plain = (await _compiled(_with())).snapshot
+    caller = plain.keys_by_sha256[sha256_of(0)].principal
+    assert plain.plan_for(caller, "203.0.113.7") is plain.plan_for(caller, "203.0.113.8")
 
 
 async def test_at_most_twenty_problems_are_told() -> None:
@@ -388,7 +472,7 @@ async def test_what_a_newer_control_plane_says_matches_nothing() -> None:
     compiled = await _compiled(
         _with(
             pb.Resource(kind=99, id="anything", payload=_BROKEN),  # type: ignore[arg-type]
-            pb.Resource(kind=pb.RESOURCE_KIND_DEVICE, id="phone", payload=_BROKEN),
+            pb.Resource(kind=98, id="phone", payload=_BROKEN),  # type: ignore[arg-type]
             newer_limits,
             resource(pb.RESOURCE_KIND_PROVIDER, "p1", newer_provider),
             subject_limits("user:alice", [limit(unit=99), limit(window=99), limit(capacity=3)]),
@@ -398,7 +482,8 @@ async def test_what_a_newer_control_plane_says_matches_nothing() -> None:
     assert compiled.quarantined == ()
     assert [entry.capacity for entry in snapshot.limits["user:alice"]] == [3]
     assert snapshot.routers["r1"].rules[0].provider.endpoints == {Dialect.ANTHROPIC: "https://host"}
-    assert len(snapshot.plan_for(snapshot.keys_by_sha256[sha256_of(0)]).layers) == 1
+    caller = snapshot.keys_by_sha256[sha256_of(0)].principal
+    assert len(snapshot.plan_for(caller, "").layers) == 1
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ async def test_a_full_transfer_is_applied_and_acknowledged_with_its_position(it:
     assert (ack.transfer_id, ack.applied) == (1, position_of(resources, 5))
     snapshot = it.current.get()
     found = snapshot.keys_by_sha256[sha256_of(1)]
-    assert found.user.organization.time_zone == "Europe/Paris"
+    assert found.principal.user.organization.time_zone == "Europe/Paris"
     [first, second] = snapshot.routers["r1"].rules
     assert (first.rule_id, second.rule_id) == ("first", "second")
     [credential] = first.provider.credentials

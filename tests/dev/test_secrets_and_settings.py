@@ -64,7 +64,12 @@ def test_credentials_are_kept_in_the_form_of_the_json_line(start_dev: StartDev) 
 
 
 def test_each_program_gets_its_own_settings_and_no_others(start_dev: StartDev) -> None:
-    given = {"TOLLKEEPER_DAILY_BUDGET_USD": "7", "TOLLKEEPER_TRUSTED_PROXIES": "10.0.0.0/8"}
+    of_callers = {
+        "TOLLKEEPER_CLIENT_IP_HEADER": "x-real-ip",
+        "TOLLKEEPER_CORS_ORIGINS": "tauri://localhost",
+        "TOLLKEEPER_TRUSTED_PROXIES": "10.0.0.0/8",
+    }
+    given = {"TOLLKEEPER_DAILY_BUDGET_USD": "7", **of_callers}
     mine = {"TOLLKEEPER_ADMIN_TOKEN": "of another stack", "TOLLKEEPER_LOG_LEVEL": "warning"}
     dev = start_dev(environ={**given, **mine, "TOLLKEEPER_PRIVATE_UPSTREAMS": "192.168.0.0/16"})
     ready = dev.ready()
@@ -92,7 +97,7 @@ def test_each_program_gets_its_own_settings_and_no_others(start_dev: StartDev) -
         "TOLLKEEPER_PORT": "0",
         "TOLLKEEPER_PRIVATE_UPSTREAMS": "127.0.0.0/8,::1/128,192.168.0.0/16",
         "TOLLKEEPER_REDIS_URL": ready["redis_url"],
-        "TOLLKEEPER_TRUSTED_PROXIES": "10.0.0.0/8",
+        **of_callers,
     }
 
 

@@ -14,9 +14,17 @@ import pytest_asyncio
 from dataplane.bills import BillBook
 from dataplane.domain.calls import Dialect, UsageEvent
 from dataplane.domain.credentials import check_of
-from dataplane.domain.limiting import LayerPlan
+from dataplane.domain.client_addresses import ClientAddresses
+from dataplane.domain.limiting import LayerPlan, SubjectKind
 from dataplane.domain.prices import Price, PriceBook
-from dataplane.domain.principals import ApiKey, LimitEntry, Organization, Service, User
+from dataplane.domain.principals import (
+    ApiKey,
+    LimitEntry,
+    Organization,
+    Principal,
+    Service,
+    User,
+)
 from dataplane.domain.providers import Provider, Router, Rule
 from dataplane.domain.refusals import Reason, Refusal
 from dataplane.domain.snapshot import Position, Snapshot
@@ -75,7 +83,9 @@ def snapshot_of(mock_url: str, **limits: tuple[LimitEntry, ...]) -> Snapshot:
     """Return a configuration with one key on the mock; `limits` by `user`, `key`, `organization`, `service`."""
     organization = Organization("o1", "acme")
     user = User("u1", "acme/alice", organization, tier="free")
-    key = ApiKey("abcdefghijkl", "acme/alice/laptop", user, "r1")
+    caller = Principal(
+        SubjectKind.KEY, "abcdefghijkl", "acme/alice/laptop", user, "r1", tier=user.tier
+    )
     provider = Provider(
         "p1",
         "mock",
@@ -93,7 +103,7 @@ def snapshot_of(mock_url: str, **limits: tuple[LimitEntry, ...]) -> Snapshot:
     return Snapshot(
         position=Position("epoch", 7, bytes(32)),
         service=Service(upgrade_url="https://example.com/upgrade"),
-        keys_by_sha256={hashlib.sha256(KEY.encode()).digest(): key},
+        keys_by_sha256={hashlib.sha256(KEY.encode()).digest(): ApiKey("abcdefghijkl", caller)},
         routers={"r1": Router("r1", "default", (rule,))},
         prices=PriceBook([price]),
         limits={names[name]: entries for name, entries in limits.items()},
@@ -137,7 +147,8 @@ class DataPlane:
     @property
     def plan(self) -> LayerPlan:
         snapshot = self.configuration.get()
-        return snapshot.plan_for(next(iter(snapshot.keys_by_sha256.values())))
+        key = next(iter(snapshot.keys_by_sha256.values()))
+        return snapshot.plan_for(key.principal, "127.0.0.1")
 
     async def until(self, condition: Condition, deadline_seconds: float = 3.0) -> None:
         async with asyncio.timeout(deadline_seconds):
@@ -181,9 +192,19 @@ def drain_seconds() -> float:
     return 5.0
 
 
+@pytest.fixture
+def trusts_loopback() -> bool:
+    """Whether the tests' own connections count as those of a trusted proxy."""
+    return False
+
+
 @pytest_asyncio.fixture
 async def data_plane(
-    redis_server: RunningRedis, way_in: str, drain_seconds: float, request: pytest.FixtureRequest
+    redis_server: RunningRedis,
+    way_in: str,
+    drain_seconds: float,
+    trusts_loopback: bool,
+    request: pytest.FixtureRequest,
 ) -> AsyncIterator[DataPlane]:
     mock = await serve_mock("127.0.0.1", 0)
     limiter = await Limiter.connect(
@@ -199,8 +220,9 @@ async def data_plane(
     pipeline = Pipeline(configuration, limiter, upstreams, bills, clock_ms)
     health = Health(pipeline, "0.1.0", lambda: limiter.state.value, lambda: 0)
     # Quart names the same scope and messages by classes of its server.
-    quart = cast("AsgiApp", quart_app(pipeline, health))
-    app = Entry(pipeline, quart) if way_in == "entry" else quart
+    addresses = ClientAddresses(LOOPBACK if trusts_loopback else (), "x-forwarded-for")
+    quart = cast("AsgiApp", quart_app(pipeline, health, addresses))
+    app = Entry(pipeline, addresses, quart) if way_in == "entry" else quart
     sock, stop = listen("127.0.0.1", 0), asyncio.Event()
     base_url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     server = asyncio.create_task(serve(app, sock, stop, drain_seconds))

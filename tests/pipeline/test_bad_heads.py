@@ -56,6 +56,8 @@ async def test_a_call_without_credentials_is_told_which_headers_there_are(
         "x-api-key",
         "x-goog-api-key",
         "x-iam-key",
+        "x-device-id",
+        "x-session-token",
     ]
 
 

@@ -131,7 +131,7 @@ async def test_only_the_free_tier_is_told_where_to_upgrade(
     data_plane.limited(user=limit("requests", "day", 1))
     snapshot = data_plane.configuration.get()
     [(digest, key)] = snapshot.keys_by_sha256.items()
-    key = replace(key, user=replace(key.user, tier=tier))
+    key = replace(key, principal=replace(key.principal, tier=tier))
     data_plane.use(replace(snapshot, keys_by_sha256={digest: key}, _plans={}))
 
     answer = await second_of_two(data_plane, "openai")

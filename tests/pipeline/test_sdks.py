@@ -137,7 +137,8 @@ def change_configuration(data_plane: DataPlane, change: str) -> None:
     elif change == "no keys":
         data_plane.use(replace(snapshot, keys_by_sha256={}))
     elif change == "suspended":
-        suspended = replace(key, user=replace(key.user, is_suspended=True))
+        user = replace(key.principal.user, is_suspended=True)
+        suspended = replace(key, principal=replace(key.principal, user=user))
         data_plane.use(replace(snapshot, keys_by_sha256={digest: suspended}))
 
 

@@ -3,8 +3,17 @@
 from typing import Any
 
 from dataplane.domain.calls import Call, Dialect
+from dataplane.domain.limiting import SubjectKind
 from dataplane.domain.prices import Price, PriceBook
-from dataplane.domain.principals import ApiKey, Organization, Service, User
+from dataplane.domain.principals import (
+    ApiKey,
+    Device,
+    DeviceStatus,
+    Organization,
+    Principal,
+    Service,
+    User,
+)
 from dataplane.domain.providers import Credential, Provider, Router, Rule
 from dataplane.domain.secret import Secret
 from dataplane.domain.snapshot import Position, Snapshot
@@ -21,9 +30,25 @@ def user(**changes: Any) -> User:
     return User(**{"user_id": "u1", "name": "acme/alice", "organization": of, **changes})
 
 
-def api_key(**changes: Any) -> ApiKey:
-    of = changes.pop("user", user())
-    return ApiKey(**{"key_id": "k1", "name": "k", "user": of, "router_id": "r1", **changes})
+def principal(**changes: Any) -> Principal:
+    """A caller by key; `kind` and `principal_id` make it a device."""
+    of = changes.pop("user", None) or user()
+    values = {
+        "kind": SubjectKind.KEY, "principal_id": "k1", "name": "k", "router_id": "r1",
+        "tier": of.tier,
+    }  # fmt: skip
+    return Principal(user=of, **{**values, **changes})
+
+
+def api_key(of: Principal | None = None, **changes: Any) -> ApiKey:
+    caller = of or principal()
+    return ApiKey(key_id=caller.principal_id, principal=caller, **changes)
+
+
+def device(of: Principal | None = None, **changes: Any) -> Device:
+    caller = of or principal(kind=SubjectKind.DEVICE, principal_id="d1", name="phone")
+    values = {"device_id": caller.principal_id, "name": caller.name, "principal": caller}
+    return Device(**{**values, "status": DeviceStatus.APPROVED, **changes})
 
 
 def price(model: str = "*", provider: str = "p", **changes: Any) -> Price:

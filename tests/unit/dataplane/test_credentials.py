@@ -23,7 +23,7 @@ def reason(headers: dict[str, str]) -> Reason:
 def test_each_header_takes_a_key(name: str) -> None:
     credentials = parse_credentials({name: f" {KEY} ", "x-iam-org": "acme"})
 
-    assert credentials.key_sha256 == hashlib.sha256(KEY.encode()).digest()
+    assert credentials.sha256 == hashlib.sha256(KEY.encode()).digest()
     assert credentials.organization == "acme"
     assert KEY not in repr(credentials)
 
@@ -67,3 +67,52 @@ def test_the_prefix_is_a_setting() -> None:
     head = "acme_live_abcdefghij01_" + "0" * 43
     assert is_well_formed(head + check_of(head), prefix="acme")
     assert not is_well_formed(head + check_of(head))
+
+
+def test_a_device_presents_its_id_and_its_token() -> None:
+    credentials = parse_credentials(
+        {"x-device-id": " d1 ", "x-session-token": " tks_abc ", "x-iam-org": "acme"}
+    )
+
+    assert credentials.device_id == "d1"
+    assert credentials.sha256 == hashlib.sha256(b"tks_abc").digest()
+    assert credentials.organization == "acme"
+    assert "tks_abc" not in repr(credentials)
+
+
+@pytest.mark.parametrize(
+    ("headers", "missing"),
+    [
+        ({"x-device-id": "d1"}, ["x-session-token"]),
+        ({"x-session-token": "tks_abc"}, ["x-device-id"]),
+        ({"x-device-id": " ", "x-session-token": ""}, ["x-device-id", "x-session-token"]),
+    ],
+)
+def test_a_device_is_told_which_header_is_missing(
+    headers: dict[str, str], missing: list[str]
+) -> None:
+    with pytest.raises(Refusal) as refusal:
+        parse_credentials(headers)
+
+    assert refusal.value.reason is Reason.MISSING_CREDENTIALS
+    assert refusal.value.details == {"headers": missing}
+    shown = {"x-device-id": "X-Device-ID is", "x-session-token": "X-Session-Token is"}
+    assert shown[missing[-1]] in refusal.value.message
+
+
+def test_a_key_and_a_device_are_two_credentials() -> None:
+    device = {"x-device-id": "d1", "x-session-token": "t"}
+
+    assert reason({**device, "authorization": f"Bearer {KEY}"}) is Reason.DUPLICATE_CREDENTIALS
+    assert reason({**device, "x-api-key": "x"}) is Reason.DUPLICATE_CREDENTIALS
+    # SDKs that are given an empty key send the header nevertheless.
+    assert parse_credentials({**device, "authorization": "Bearer "}).device_id == "d1"
+
+
+def test_who_presents_nothing_is_told_every_header() -> None:
+    with pytest.raises(Refusal) as refusal:
+        parse_credentials({})
+
+    headers = refusal.value.details["headers"]
+    assert isinstance(headers, list)
+    assert {"authorization", "x-api-key", "x-device-id", "x-session-token"} <= set(headers)

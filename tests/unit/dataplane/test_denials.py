@@ -3,7 +3,7 @@ import pytest
 from dataplane.domain.denials import refusal_for, usd
 from dataplane.domain.limiting import NEVER_MS, Denial, Layer, Standing, SubjectKind, Unit, Window
 from dataplane.domain.refusals import Reason, Refusal
-from tests.unit.dataplane.configuration import user
+from tests.unit.dataplane.configuration import principal
 
 HOUR_MS = 3_600_000
 
@@ -17,10 +17,12 @@ def refusal(
     is_never: bool = False,
     jitter: float = 0.0,
     capacity: int = 10,
+    is_public: bool = True,
 ) -> Refusal:
-    standing = Standing(Layer(subject, "u1", unit, window, capacity), 0, reset_ms, "")
+    layer = Layer(subject, "u1", unit, window, capacity, has_public_figures=is_public)
+    standing = Standing(layer, 0, reset_ms, "")
     denial = Denial(standing, is_never, (standing,), 7, 3)
-    return refusal_for(denial, user(), "", 1_700_000_000_000, jitter)
+    return refusal_for(denial, principal(), "", 1_700_000_000_000, jitter)
 
 
 @pytest.mark.parametrize(
@@ -65,10 +67,12 @@ def test_what_is_larger_than_a_limit_has_no_time_to_wait_for() -> None:
     assert refusal(is_never=True, capacity=0).reason is Reason.RATE_LIMIT_EXCEEDED
 
 
-@pytest.mark.parametrize("subject", [SubjectKind.GLOBAL, SubjectKind.MODEL, SubjectKind.ENDPOINT])
+@pytest.mark.parametrize("subject", [SubjectKind.GLOBAL, SubjectKind.IP])
 @pytest.mark.parametrize("unit", [Unit.REQUESTS, Unit.SPEND])
 def test_layers_that_others_share_have_no_figures(subject: SubjectKind, unit: Unit) -> None:
-    assert set(refusal(unit, subject=subject).details) == {"layer", "window", "resets_at"}
+    details = refusal(unit, subject=subject, is_public=False).details
+
+    assert set(details) == {"layer", "window", "resets_at"}
 
 
 def test_times_are_in_utc() -> None:

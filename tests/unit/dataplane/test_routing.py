@@ -14,6 +14,7 @@ from tests.unit.dataplane.configuration import (
     call,
     credential,
     price,
+    principal,
     provider,
     rule,
     snapshot,
@@ -22,7 +23,7 @@ from tests.unit.dataplane.configuration import (
 
 def routed(config: Snapshot, model: str = "m", draw: int = 0, **changes: Any) -> Attempt:
     key = next(iter(config.keys_by_sha256.values()))
-    return route(config, key, call(model, **changes), draw, now_ms=1000)
+    return route(config, key.principal, call(model, **changes), draw, now_ms=1000)
 
 
 def refused(config: Snapshot, model: str = "m", **changes: Any) -> Reason:
@@ -81,17 +82,17 @@ def test_the_first_credential_with_a_secret_is_used() -> None:
 
 def test_refusals_say_what_is_missing() -> None:
     assert refused(snapshot()) is Reason.NO_ROUTE
-    assert refused(snapshot(rule(), key=api_key(router_id="gone"))) is Reason.NO_ROUTE
+    assert refused(snapshot(rule(), key=api_key(principal(router_id="gone")))) is Reason.NO_ROUTE
     assert refused(snapshot(rule(models=("x",)))) is Reason.MODEL_NOT_FOUND
     assert refused(snapshot(rule(), prices=PriceBook([]))) is Reason.MODEL_NOT_PRICED
-    only = snapshot(rule(), key=api_key(allowed_models=("gpt-*", "o1")))
+    only = snapshot(rule(), key=api_key(principal(allowed_models=("gpt-*", "o1"))))
     assert refused(only, "m") is Reason.MODEL_NOT_ALLOWED
     assert routed(only, "gpt-5").model == "gpt-5"
     assert routed(only, "o1").model == "o1"
 
 
 def test_the_catalogue_lists_only_what_would_be_served() -> None:
-    key = api_key(allowed_models=("a*", "fast"))
+    key = api_key(principal(allowed_models=("a*", "fast")))
     config = snapshot(
         rule(models=("a1", "b1", "z*"), aliases={"fast": "a1", "slow": "b1"}),
         rule(condition="x", models=("a2",)),
@@ -101,7 +102,7 @@ def test_the_catalogue_lists_only_what_would_be_served() -> None:
         key=key,
     )
 
-    listed = models_for(config, key, now_ms=1000)
+    listed = models_for(config, key.principal, now_ms=1000)
 
     assert listed == ("a1", "fast")
     for name in listed:

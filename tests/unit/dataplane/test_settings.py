@@ -33,6 +33,8 @@ def test_the_defaults_need_two_secrets_only(environment: pytest.MonkeyPatch) -> 
     assert (settings.host, settings.port) == ("127.0.0.1", 8080)
     assert settings.control_plane == ("127.0.0.1:50051",)
     assert settings.node_key_bytes is None
+    assert (settings.trusted_proxies, settings.client_ip_header) == ((), "x-forwarded-for")
+    assert settings.cors_origins == ()
     assert "p4ss" not in repr(settings)
     assert TOKEN not in repr(settings)
 
@@ -57,6 +59,14 @@ def test_lists_are_split_at_commas(environment: pytest.MonkeyPatch) -> None:
         ("TOLLKEEPER_NODE_KEY", base64.b64encode(bytes(31)).decode()),
         ("TOLLKEEPER_NODE_ID", "has spaces"),
         ("TOLLKEEPER_PRIVATE_UPSTREAMS", "10.0.0.0/8,inner"),
+        ("TOLLKEEPER_TRUSTED_PROXIES", "10.0.0.0/8,proxy.example.com"),
+        ("TOLLKEEPER_TRUSTED_PROXIES", "10.0.0.0/33"),
+        ("TOLLKEEPER_TRUSTED_PROXIES", "10.0.0.1:80"),
+        ("TOLLKEEPER_TRUSTED_PROXIES", "*"),
+        ("TOLLKEEPER_TRUSTED_PROXIES_FILE", "/etc/proxies"),
+        ("TOLLKEEPER_CLIENT_IP_HEADER", "true-client-ip"),
+        ("TOLLKEEPER_CLIENT_IP_HEADER", "x-forwarded-for, x-real-ip"),
+        ("TOLLKEEPER_CORS_ORIGINS", "https://ok.example.com,https://"),
         ("TOLLKEEPER_LOG_LEVEL", "loud"),
         ("TOLLKEEPER_LOG_FORMAT", "xml"),
         ("TOLLKEEPER_REDIS_ULR", "redis://x"),
@@ -73,6 +83,94 @@ def test_a_bad_setting_stops_the_start_with_one_line_that_names_it(
 
     assert name in text
     assert value not in text or value in name
+
+
+def test_proxies_may_be_networks_or_addresses_of_both_families(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    environment.setenv("TOLLKEEPER_TRUSTED_PROXIES", "10.0.0.5/8, 192.0.2.7,fd00::/8,::1,")
+
+    settings = read_settings()
+
+    assert settings.trusted_proxies == ("10.0.0.0/8", "192.0.2.7/32", "fd00::/8", "::1/128")
+
+
+@pytest.mark.parametrize("header", ["x-forwarded-for", "x-real-ip", "cf-connecting-ip"])
+def test_the_header_of_the_clients_address_may_be_written_in_any_case(
+    environment: pytest.MonkeyPatch, header: str
+) -> None:
+    environment.setenv("TOLLKEEPER_CLIENT_IP_HEADER", f" {header.title()} ")
+
+    assert read_settings().client_ip_header == header
+
+
+@pytest.mark.parametrize(
+    ("written", "origins"),
+    [
+        ("", ()),
+        ("*", ("*",)),
+        ("https://app.example.com", ("https://app.example.com",)),
+        (
+            "http://localhost:5173, tauri://localhost",
+            ("http://localhost:5173", "tauri://localhost"),
+        ),
+        ("capacitor://localhost,ionic://localhost", ("capacitor://localhost", "ionic://localhost")),
+        ("chrome-extension://abcdefghijklmnop", ("chrome-extension://abcdefghijklmnop",)),
+        ("HTTPS://App.Example.COM", ("https://app.example.com",)),
+        ("https://app.example.com:443", ("https://app.example.com",)),
+        ("http://app.example.com:443", ("http://app.example.com:443",)),
+        ("http://[::1]:3000,http://127.0.0.1", ("http://[::1]:3000", "http://127.0.0.1")),
+        ("http://[0:0::1]:80", ("http://[::1]",)),
+        ("https://xn--bcher-kva.example", ("https://xn--bcher-kva.example",)),
+    ],
+)
+def test_origins_are_kept_as_browsers_send_them(
+    environment: pytest.MonkeyPatch, written: str, origins: tuple[str, ...]
+) -> None:
+    environment.setenv("TOLLKEEPER_CORS_ORIGINS", written)
+
+    assert read_settings().cors_origins == origins
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("https://app.example.com/", "nothing after it"),
+        ("https://app.example.com/page", "nothing after it"),
+        ("https://app.example.com?x", "nothing after it"),
+        ("https://app.example.com#x", "nothing after it"),
+        ("https://user:secret@app.example.com", "scheme://host"),
+        ("app.example.com", "scheme://host"),
+        ("//app.example.com", "scheme://host"),
+        ("https:app.example.com", "scheme://host"),
+        ("https://", "scheme://host"),
+        ("https://a..b", "scheme://host"),
+        ("https://a b", "scheme://host"),
+        ("https://app.example.com:0", "scheme://host"),
+        ("https://app.example.com:99999", "scheme://host"),
+        ("https://app.example.com:", "scheme://host"),
+        ("http://[::1", "scheme://host"),
+        ("http://[::g]", "scheme://host"),
+        ("http://[1:2]", "scheme://host"),
+        ("https://b\u00fccher.example", "scheme://host"),
+        ("https://*.example.com", "wildcard"),
+        ("https://app.example.com:*", "wildcard"),
+        ("*", "stands alone"),
+        ("null", "null"),
+        ("Null", "null"),
+    ],
+)
+def test_what_no_browser_sends_as_an_origin_is_told_with_its_place(
+    environment: pytest.MonkeyPatch, bad: str, reason: str
+) -> None:
+    environment.setenv("TOLLKEEPER_CORS_ORIGINS", f"https://ok.example.com, {bad}")
+
+    text = problem()
+
+    assert text.startswith("TOLLKEEPER_CORS_ORIGINS: ")
+    assert "entry 2 must " in text
+    assert reason in text
+    assert "secret" not in text
 
 
 def test_several_problems_are_told_at_once(environment: pytest.MonkeyPatch) -> None:
