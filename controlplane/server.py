@@ -1,6 +1,6 @@
 """The composition root: the only module that knows every concrete class.
 
-Start: schema, bootstrap owner, the service's settings, first load, listen, ready file. Stop: the
+Start: schema, bootstrap owner, the service's settings, tiers, first load, listen, ready file. Stop: the
 ready file goes first, then the streams of the nodes end, then calls in work have a few seconds.
 """
 
@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
@@ -25,15 +26,18 @@ from grpc_health.v1 import (  # type: ignore[import-untyped] # has no types
     health_pb2_grpc,
 )
 from sqlalchemy.exc import SQLAlchemyError
-from tollkeeper.admin.v1 import node_service_pb2_grpc
+from tollkeeper.admin.v1 import node_service_pb2_grpc, operations_service_pb2_grpc
 from tollkeeper.admin.v1 import usage_service_pb2_grpc as admin_usage_grpc
 from tollkeeper.config.v1 import config_service_pb2_grpc
+from tollkeeper.enrollment.v1 import device_enrollment_service_pb2_grpc as enrollment_grpc
 from tollkeeper.usage.v1 import usage_service_pb2_grpc
 
 from controlplane.domain.errors import DomainError
 from controlplane.rpc.admin_services import add_admin_services, interceptors
 from controlplane.rpc.config import ConfigServicer
+from controlplane.rpc.enrollment import DeviceEnrollmentServicer
 from controlplane.rpc.nodes import NodeServicer
+from controlplane.rpc.operations import ControlPlane, OperationsServicer
 from controlplane.rpc.usage import UsageReportServicer
 from controlplane.rpc.usage_queries import UsageQueryServicer
 from controlplane.secrets.sealing import Sealer, parse_master_keys
@@ -42,16 +46,20 @@ from controlplane.snapshots.fleet import Fleet
 from controlplane.snapshots.opening import secret_opener
 from controlplane.snapshots.publisher import Publisher
 from controlplane.store import schema
-from controlplane.store.compaction import compact
+from controlplane.store.compaction import compact, forget_pending_devices
 from controlplane.store.database import Store
-from controlplane.store.service import apply_service_settings, ensure_bootstrap_owner
+from controlplane.store.service import (
+    apply_service_settings,
+    ensure_bootstrap_owner,
+    ensure_tiers,
+)
 
 READY_FILE: Final = "controlplane.ready"
 
 # Within 5 s with the second that a stream has for its farewell.
 STOP_GRACE_S: Final = 3.0
 
-# What compaction removes is days old.
+# What compaction and forgetting remove is days old.
 COMPACTION_INTERVAL_S: Final = 3600.0
 
 # A chunk of a transfer stays below 1 MiB, a batch of usage too; the rest is small.
@@ -102,7 +110,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
             options=_OPTIONS,
         )
         add_admin_services(server, store, sealer, fleet, store.clock)
-        _add_own_services(server, store, fleet, reports)
+        _add_own_services(server, store, fleet, publisher, reports)
         await _add_health(server)
         address = _bind(server, settings)
         await server.start()
@@ -136,6 +144,7 @@ async def _open_store(settings: Settings) -> Store:
         try:
             await ensure_bootstrap_owner(store, token, secrets.randbelow)
             await apply_service_settings(store, settings.service_defaults)
+            await ensure_tiers(store)
         except BaseException:
             await store.close()
             raise
@@ -166,25 +175,37 @@ async def _running(work: Coroutine[object, object, None]) -> AsyncIterator[None]
 
 
 async def _compacting(store: Store) -> None:
-    """Forget what nobody needs any more: old tombstones, answers kept for repetitions."""
+    """Forget what nobody needs any more: old tombstones, answers kept for repetitions, devices that nobody approved."""
     while True:
         try:
             await compact(store)
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            await forget_pending_devices(store)
+        except (DomainError, SQLAlchemyError, OSError, TimeoutError) as error:
             _log.warning("compaction failed", error=type(error).__name__)
         await asyncio.sleep(COMPACTION_INTERVAL_S)
 
 
 def _add_own_services(
-    server: grpc.aio.Server, store: Store, fleet: Fleet, reports: UsageReportServicer
+    server: grpc.aio.Server,
+    store: Store,
+    fleet: Fleet,
+    publisher: Publisher,
+    reports: UsageReportServicer,
 ) -> None:
+    own = ControlPlane(secrets.token_hex(6), version("tollkeeper"), time.monotonic())
     config_service_pb2_grpc.add_ConfigServiceServicer_to_server(
-        ConfigServicer(fleet, control_plane_id=secrets.token_hex(6), version=version("tollkeeper")),
+        ConfigServicer(fleet, control_plane_id=own.control_plane_id, version=own.version),
         server,
+    )
+    enrollment_grpc.add_DeviceEnrollmentServiceServicer_to_server(
+        DeviceEnrollmentServicer(store, fleet), server
     )
     usage_service_pb2_grpc.add_UsageServiceServicer_to_server(reports, server)
     admin_usage_grpc.add_UsageServiceServicer_to_server(UsageQueryServicer(store), server)
     node_service_pb2_grpc.add_NodeServiceServicer_to_server(NodeServicer(fleet), server)
+    operations_service_pb2_grpc.add_OperationsServiceServicer_to_server(
+        OperationsServicer(store, publisher, own), server
+    )
 
 
 async def _add_health(server: grpc.aio.Server) -> None:

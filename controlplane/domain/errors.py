@@ -1,6 +1,7 @@
 """Everything that can be wrong with a change, each with a reason of the closed set."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from enum import IntEnum
 
 
@@ -130,3 +131,13 @@ class OverloadedError(DomainError):
     """Too many want to write at once, or the database does not answer; trying again later helps."""
 
     reason = ErrorReason.OVERLOADED
+
+
+class ExhaustedError(DomainError):
+    """There are as many of something as are allowed; trying again before `retry_after` is over does not help."""
+
+    reason = ErrorReason.RATE_LIMIT_EXCEEDED
+
+    def __init__(self, detail: str, *, retry_after: timedelta) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after

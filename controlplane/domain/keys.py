@@ -1,4 +1,4 @@
-"""Minting, hashing and displaying API keys and administrators' tokens.
+"""Minting, hashing and displaying API keys, administrators' tokens and devices' session tokens.
 
 An API key is `<prefix>_<env>_<id>_<secret><check>`: the id is that of the resource, the secret 256 random bits in base62
 (43 digits), the check the CRC-32 of all before it in base62 (6 digits), so that a typing error is seen without a
@@ -15,6 +15,7 @@ SECRET_BYTES: Final = 32
 SECRET_DIGITS: Final = 43
 CHECK_DIGITS: Final = 6
 TOKEN_PREFIX: Final = "tka_"  # noqa: S105 - a format, not a secret
+SESSION_PREFIX: Final = "tks_"
 KEY_PREFIX: Final = "tk"
 
 # Enough to tell keys apart, and nothing of the secret.
@@ -60,6 +61,15 @@ def mint_administrator_token(secret: bytes) -> str:
         ValueError: `secret` is not 32 bytes.
     """
     return TOKEN_PREFIX + _secret_digits(secret)
+
+
+def mint_session_token(secret: bytes) -> str:
+    """Return the text of a device's session token from 32 random bytes.
+
+    Raises:
+        ValueError: `secret` is not 32 bytes.
+    """
+    return SESSION_PREFIX + _secret_digits(secret)
 
 
 def is_administrator_token(text: str) -> bool:

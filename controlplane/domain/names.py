@@ -1,9 +1,14 @@
-"""Names are paths: `acme`, `acme/alice`, `acme/alice/laptop`; a subject is a kind and a name: `user:acme/alice`."""
+"""Names are paths: `acme`, `acme/alice`, `acme/alice/laptop`; a subject is a kind and a name: `user:acme/alice`.
+
+Devices and addresses have no path: a device is named by its id (`device:3k2…`), an address by its text, and an address
+of IPv6 by its /64 (`ip:2001:db8:0:1::/64`), since whoever has one address of a /64 has them all.
+"""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
 from controlplane.domain.errors import InvalidError
@@ -13,6 +18,8 @@ ID_ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 GLOBAL_SUBJECT: Final = "global"
 
 _SEGMENT: Final = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,61}[a-z0-9])?")
+_ID: Final = re.compile(rf"[a-z0-9]{{{ID_LENGTH}}}")
+_PREFIX_BITS: Final = 64
 
 RandomBelow = Callable[[int], int]
 """A source of randomness: a number of at least 0 and below its argument, as `secrets.randbelow` gives."""
@@ -25,6 +32,8 @@ class SubjectKind(IntEnum):
     ORGANIZATION = 2
     USER = 3
     KEY = 4
+    DEVICE = 5
+    IP = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +89,7 @@ def candidates(name: str, organization: str) -> tuple[str, ...]:
 
 
 def parse_subject(text: str, *, field: str) -> SubjectName:
-    """Read `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop` or `global`.
+    """Read `global` or a kind and a name: `user:acme/alice`, `device:3k2…`, `ip:203.0.113.7`; addresses become canonical.
 
     Raises:
         InvalidError: It is none of these.
@@ -93,7 +102,35 @@ def parse_subject(text: str, *, field: str) -> SubjectName:
             if len(segments_of(name, field=field)) != depth:
                 raise InvalidError(f"not the name of a {word}: {name!r}", field=field)
             return SubjectName(kind, name)
-    raise InvalidError("a subject is global, organization:NAME, user:NAME or key:NAME", field=field)
+    if word == SubjectKind.DEVICE.name.lower():
+        if not _ID.fullmatch(name):
+            raise InvalidError(f"not the id of a device: {name[:200]!r}", field=field)
+        return SubjectName(SubjectKind.DEVICE, name)
+    if word == SubjectKind.IP.name.lower():
+        return SubjectName(SubjectKind.IP, _address(name, field=field))
+    raise InvalidError(
+        "a subject is global, organization:NAME, user:NAME, key:NAME, device:ID or ip:ADDRESS",
+        field=field,
+    )
+
+
+def _address(text: str, *, field: str) -> str:
+    """Return what an address counts as: itself (IPv4) or its /64 (IPv6); an IPv4 address within IPv6 is that of IPv4."""
+    literal, slash, bits = text.partition("/")
+    refusal = InvalidError(
+        f"not an address of IPv4, nor an address or /64 of IPv6: {text[:200]!r}", field=field
+    )
+    try:
+        address: IPv4Address | IPv6Address = ip_address(literal)
+    except ValueError:
+        raise refusal from None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is None:
+        if address.scope_id is not None or (slash and bits != str(_PREFIX_BITS)):
+            raise refusal
+        return str(IPv6Network((int(address), _PREFIX_BITS), strict=False))
+    if slash:
+        raise refusal
+    return str(address.ipv4_mapped if isinstance(address, IPv6Address) else address)
 
 
 def subject_row_id(kind: SubjectKind, subject_id: str) -> str:

@@ -7,20 +7,25 @@ from grpc import aio
 from tollkeeper.admin.v1 import (
     administrator_service_pb2_grpc,
     api_key_service_pb2_grpc,
+    audit_service_pb2_grpc,
     credential_service_pb2_grpc,
+    device_service_pb2_grpc,
     limit_service_pb2_grpc,
     organization_service_pb2_grpc,
     price_service_pb2_grpc,
     provider_service_pb2_grpc,
     router_service_pb2_grpc,
+    tier_service_pb2_grpc,
     user_service_pb2_grpc,
 )
 
 from controlplane.rpc.administrators import AdministratorServicer
 from controlplane.rpc.api_keys import ApiKeyServicer
+from controlplane.rpc.audit import AuditServicer
 from controlplane.rpc.authorization import PUBLIC_SERVICES, Authenticator, Authorization
 from controlplane.rpc.changing import Backend
 from controlplane.rpc.credentials import CredentialServicer
+from controlplane.rpc.devices import DeviceServicer
 from controlplane.rpc.errors import error_edge
 from controlplane.rpc.interception import SurroundingInterceptor, deadline
 from controlplane.rpc.limits import LimitServicer
@@ -29,6 +34,7 @@ from controlplane.rpc.prices import PriceServicer
 from controlplane.rpc.providers import ProviderServicer
 from controlplane.rpc.revocations import Revoker
 from controlplane.rpc.routers import RouterServicer
+from controlplane.rpc.tiers import TierServicer
 from controlplane.rpc.users import UserServicer
 from controlplane.rpc.validation import validation
 from controlplane.secrets.sealing import Sealer
@@ -59,7 +65,7 @@ def add_admin_services(
     revoker: Revoker,
     clock: Callable[[], datetime],
 ) -> None:
-    """Add the admin services of organizations, users, keys, providers, credentials, routers, limits, prices and admins.
+    """Add the admin services of everything that the configuration is made of, and of the audit log.
 
     The server must have the `interceptors`: a servicer does not know its caller otherwise, and fails.
     """
@@ -69,6 +75,7 @@ def add_admin_services(
     )
     user_service_pb2_grpc.add_UserServiceServicer_to_server(UserServicer(backend), server)
     api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server(ApiKeyServicer(backend), server)
+    device_service_pb2_grpc.add_DeviceServiceServicer_to_server(DeviceServicer(backend), server)
     provider_service_pb2_grpc.add_ProviderServiceServicer_to_server(
         ProviderServicer(backend), server
     )
@@ -77,6 +84,8 @@ def add_admin_services(
     )
     router_service_pb2_grpc.add_RouterServiceServicer_to_server(RouterServicer(backend), server)
     limit_service_pb2_grpc.add_LimitServiceServicer_to_server(LimitServicer(backend), server)
+    tier_service_pb2_grpc.add_TierServiceServicer_to_server(TierServicer(backend), server)
+    audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(backend), server)
     price_service_pb2_grpc.add_PriceServiceServicer_to_server(PriceServicer(backend), server)
     administrator_service_pb2_grpc.add_AdminServiceServicer_to_server(
         AdministratorServicer(backend), server

@@ -20,11 +20,12 @@ from controlplane.rpc.pages import page_of
 from controlplane.rpc.redaction import audited
 from controlplane.rpc.resources import check_etag, from_timestamp, stamps_of, to_timestamp
 from controlplane.rpc.revocations import Receipt
+from controlplane.rpc.tiers import check_tier
 from controlplane.store.repositories import Repositories
 from controlplane.store.tables import ApiKey, Router
 from controlplane.store.transactions import Transaction
 
-_CHANGEABLE: Final = frozenset({"router", "allowed_models", "expires_at"})
+_CHANGEABLE: Final = frozenset({"router", "allowed_models", "expires_at", "tier"})
 
 
 def api_key_to_proto(row: ApiKey, router: Router) -> pb.ApiKey:
@@ -37,6 +38,7 @@ def api_key_to_proto(row: ApiKey, router: Router) -> pb.ApiKey:
         revoked=row.revoked,
         display=row.display,
         test=row.test,
+        tier=row.tier,
         **stamps_of(row),
     )
 
@@ -64,6 +66,7 @@ class ApiKeyServicer(AdminServicer, api_key_service_pb2_grpc.ApiKeyServiceServic
         given = request.api_key
         user = await tx.users.get(parent_of(given.name), field="api_key.name")
         router = await self._router(tx, given)
+        await check_tier(tx, given.tier, field="api_key.tier")
         key_id = new_id(self.backend.random_below)
         text = mint_api_key(key_id, self.backend.random_bytes(SECRET_BYTES), test=given.test)
         row = ApiKey(
@@ -76,6 +79,7 @@ class ApiKeyServicer(AdminServicer, api_key_service_pb2_grpc.ApiKeyServiceServic
             test=given.test,
             allowed_models=list(given.allowed_models),
             expires_at=self._expiry(given),
+            tier=given.tier,
             created_at=tx.now,
             updated_at=tx.now,
         )
@@ -126,6 +130,9 @@ class ApiKeyServicer(AdminServicer, api_key_service_pb2_grpc.ApiKeyServiceServic
             row.allowed_models = list(given.allowed_models)
         if "expires_at" in fields:
             row.expires_at = self._expiry(given)
+        if "tier" in fields:
+            await check_tier(tx, given.tier, field="api_key.tier")
+            row.tier = given.tier
         router = await tx.routers.named(row.router_id)
         return lambda: api_key_to_proto(row, router)
 

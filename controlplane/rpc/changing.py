@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from google.protobuf.message import Message
 
@@ -94,6 +94,12 @@ def _repetition(tx: Transaction, request: Message) -> Idempotency | None:
     return Idempotency(tx, request_id, digest)
 
 
+# They have an id beside a name that says nothing, or beside the name of something else.
+_NAMED_BY_ID: Final = frozenset(
+    {"tollkeeper.admin.v1.Device", "tollkeeper.admin.v1.ApproveDeviceRequest"}
+)
+
+
 def resource_of(request: Message) -> str:
     """Return what a request is about, as the audit shows it: a name, a subject or an id."""
     found = _named(request)
@@ -108,6 +114,8 @@ def resource_of(request: Message) -> str:
 
 
 def _named(message: Any) -> str:  # Any: asked for fields that it may not have
+    if message.DESCRIPTOR.full_name in _NAMED_BY_ID:
+        return str(message.id)
     for field in ("name", "subject", "router", "id"):
         value = getattr(message, field, "")
         if isinstance(value, str) and value:

@@ -19,17 +19,20 @@ _ORDER: Final = (
     Kind.PRICE,
     Kind.RULE,
     Kind.API_KEY,
+    Kind.DEVICE,
     Kind.CREDENTIAL,
     Kind.ROUTER,
     Kind.PROVIDER,
     Kind.USER,
     Kind.ORGANIZATION,
+    Kind.TIER,
 )
 
 REVOCABLE: Final[dict[Kind, int]] = {
     Kind.ORGANIZATION: resources_pb2.RESOURCE_KIND_ORGANIZATION,
     Kind.USER: resources_pb2.RESOURCE_KIND_USER,
     Kind.API_KEY: resources_pb2.RESOURCE_KIND_API_KEY,
+    Kind.DEVICE: resources_pb2.RESOURCE_KIND_DEVICE,
 }
 """What data planes can be told to refuse, by kind."""
 
@@ -63,6 +66,7 @@ async def _delete_in_order(tx: Transaction, rows: Sequence[ConfigurationRow]) ->
             if row.KIND is kind:
                 await tx.delete(row)
         await tx.session.flush()
+    await tx.devices.forget_sightings([row.id for row in rows if row.KIND is Kind.DEVICE])
 
 
 def _revoke(
@@ -79,7 +83,7 @@ def _revoke(
 
 
 def revoke_after_commit(tx: Transaction, revoker: Revoker, subject: ConfigurationRow) -> None:
-    """Have the data planes refuse an organization, user or key once the change is committed, without waiting."""
+    """Have the data planes refuse an organization, user, key or device once the change is committed, without waiting."""
     kind, subject_id = REVOCABLE[subject.KIND], subject.id
     tx.after_commit(
         lambda: revoker.revoke(kind, subject_id, tx.revision, terminate_streams=False, wait_ms=0)

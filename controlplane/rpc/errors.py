@@ -1,7 +1,7 @@
 """Errors as callers meet them: a domain error becomes a status with details, anything else INTERNAL and a log line.
 
 Details are those of `google.rpc`: ErrorInfo (domain `tollkeeper`, reason of the closed set) always, BadRequest where
-fields are wrong, PreconditionFailure where others refer to what was to be deleted.
+fields are wrong, PreconditionFailure where others refer to what was to be deleted, RetryInfo where waiting helps.
 """
 
 import traceback
@@ -12,6 +12,7 @@ from typing import Any, Final, NoReturn
 import grpc
 import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # has none
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]  # has none
@@ -19,6 +20,7 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]  # has 
 from controlplane.domain.errors import (
     DomainError,
     ErrorReason,
+    ExhaustedError,
     OverloadedError,
     PreconditionError,
     StaleError,
@@ -135,6 +137,10 @@ def _details(error: DomainError) -> list[Message]:
                 ]
             )
         )
+    if isinstance(error, ExhaustedError):
+        delay = Duration()
+        delay.FromTimedelta(error.retry_after)
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return details
 
 

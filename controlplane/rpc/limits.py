@@ -1,4 +1,4 @@
-"""Limits of the service, of organizations, users and keys."""
+"""Limits of the service, of organizations, users, keys, devices and addresses."""
 
 from collections.abc import Callable, Sequence
 from typing import assert_never
@@ -83,6 +83,11 @@ async def subject_id_of(rows: Repositories, subject: SubjectName) -> str:
             return (await rows.users.get(subject.name, field="subject")).id
         case SubjectKind.KEY:
             return (await rows.api_keys.get(subject.name, field="subject")).id
+        case SubjectKind.DEVICE:
+            return (await rows.devices.get(subject.name, field="subject")).id
+        case SubjectKind.IP:
+            # Every address exists; its text is its id.
+            return subject.name
         case _:
             assert_never(subject.kind)
 
@@ -116,9 +121,7 @@ class LimitServicer(AdminServicer, limit_service_pb2_grpc.LimitServiceServicer):
     ) -> Callable[[], pb.SubjectLimits]:
         """Set limits of a subject."""
         subject = parse_subject(request.limits.subject, field="limits.subject")
-        if subject.kind is SubjectKind.ORGANIZATION:
-            # Its policy and its budgets are changed one after the other: each checks against the other.
-            await tx.organizations.get_for_change(subject.name, field="subject")
+        await _hold(tx, subject)
         subject_id = await subject_id_of(tx, subject)
         before = await tx.limits.find_for_change(subject)
         if before is not None:
@@ -146,6 +149,16 @@ class LimitServicer(AdminServicer, limit_service_pb2_grpc.LimitServiceServicer):
             else:
                 await tx.delete(row)
         return lambda: changes_pb2.DeleteResult(revision=tx.revision)
+
+
+async def _hold(tx: Transaction, subject: SubjectName) -> None:
+    """Keep others from changing what a subject's limits depend on, until this change is committed."""
+    if subject.kind is SubjectKind.ORGANIZATION:
+        # Its policy and its budgets are changed one after the other: each checks against the other.
+        await tx.organizations.get_for_change(subject.name, field="subject")
+    if subject.kind is SubjectKind.DEVICE:
+        # One that waits for approval may be forgotten at any time, with its limits.
+        await tx.devices.get_for_change(subject.name, field="subject")
 
 
 async def _check_policy(tx: Transaction, subject: SubjectName, limits: Sequence[Limit]) -> None:

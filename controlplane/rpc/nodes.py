@@ -45,4 +45,5 @@ def node_to_proto(watcher: Watcher, now: datetime, now_s: float) -> pb.Node:
         problems=watcher.problems,
         quarantined=watcher.quarantined,
         unreported_records=watcher.unreported_records,
+        limits_unavailable=watcher.limits_unavailable,
     )

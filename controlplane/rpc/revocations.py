@@ -25,7 +25,7 @@ class Revoker(Protocol):
         the configuration. Repeating it is harmless.
 
         Args:
-            kind: What is revoked: a number of `config.v1.ResourceKind` (organization, user or API key).
+            kind: What is revoked: a number of `config.v1.ResourceKind` (organization, user, API key or device).
             subject_id: Its resource id.
             revision: The committed change that made it so.
             terminate_streams: End its streams in flight too.

@@ -14,6 +14,7 @@ from controlplane.rpc.limits import set_limits
 from controlplane.rpc.masks import masked_fields
 from controlplane.rpc.pages import page_of
 from controlplane.rpc.resources import check_etag, stamps_of
+from controlplane.rpc.tiers import check_tier
 from controlplane.store.repositories import Repositories
 from controlplane.store.tables import User
 from controlplane.store.transactions import Transaction
@@ -43,6 +44,7 @@ class UserServicer(AdminServicer, user_service_pb2_grpc.UserServiceServicer):
         """Add a user, with their limits."""
         given = request.user
         organization = await tx.organizations.get(parent_of(given.name), field="user.name")
+        await check_tier(tx, given.tier, field="user.tier")
         row = User(
             id=new_id(self.backend.random_below),
             name=given.name,
@@ -86,6 +88,8 @@ class UserServicer(AdminServicer, user_service_pb2_grpc.UserServiceServicer):
         fields = masked_fields(request.update_mask, _CHANGEABLE)
         row = await tx.users.get_for_change(request.user.name)
         check_etag(row, request.user)
+        if "tier" in fields:
+            await check_tier(tx, request.user.tier, field="user.tier")
         was_suspended = row.suspended
         for field in fields:
             setattr(row, field, getattr(request.user, field))

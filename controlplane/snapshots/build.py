@@ -7,15 +7,14 @@ and makes the whole again when a part of it changes.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
-from tollkeeper.common.v1 import limits_pb2, rates_pb2
 from tollkeeper.config.v1 import resources_pb2 as pb
 
 from controlplane.domain.kinds import Kind
+from controlplane.snapshots.payloads import plain_message, rule_message
 from controlplane.snapshots.references import ResourceKey
 from controlplane.snapshots.snapshot import SealedSecret
 from controlplane.store import tables
@@ -31,10 +30,10 @@ RESOURCE_KINDS: Final = {
     Kind.ROUTER: pb.RESOURCE_KIND_ROUTER,
     Kind.SUBJECT_LIMITS: pb.RESOURCE_KIND_SUBJECT_LIMITS,
     Kind.PRICE: pb.RESOURCE_KIND_PRICE,
+    Kind.DEVICE: pb.RESOURCE_KIND_DEVICE,
+    Kind.TIER: pb.RESOURCE_KIND_TIER,
 }
 """The kinds that travel. Rules travel inside routers, administrators not at all."""
-
-_SINCE_ALWAYS: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ class ResourceBuilder:
         """Note a part or a whole of something composed; return the whole's id."""
         match row:
             case tables.Rule():
-                self._rules.setdefault(row.router_id, {})[row.id] = _rule(row)
+                self._rules.setdefault(row.router_id, {})[row.id] = rule_message(row)
                 self._router_of_rule[row.id] = row.router_id
                 return row.router_id
             case tables.Credential():
@@ -140,7 +139,7 @@ class ResourceBuilder:
             case tables.Provider():
                 return self._provider(row)
             case _:
-                return _plain_message(row)
+                return plain_message(row)
 
     def _router(self, row: tables.Router) -> pb.Router:
         rules = self._rules.get(row.id, {}).values()
@@ -161,105 +160,3 @@ class ResourceBuilder:
             quirks=row.quirks,
             credential_ids=sorted(created_at, key=lambda each: (created_at[each], each)),
         )
-
-
-def _plain_message(row: tables.ConfigurationRow) -> Message:
-    match row:
-        case tables.ServiceSettings():
-            return _service(row)
-        case tables.Organization():
-            return pb.Organization(
-                name=row.name,
-                time_zone=row.time_zone,
-                paused=row.paused,
-                on_limits_unavailable=pb.LimitsUnavailablePolicy.ValueType(
-                    row.on_limits_unavailable
-                ),
-                default_output_cap_tokens=row.default_output_cap_tokens,
-            )
-        case tables.User():
-            return pb.User(
-                name=row.name,
-                organization_id=row.organization_id,
-                tier=row.tier,
-                suspended=row.suspended,
-            )
-        case tables.ApiKey():
-            return _api_key(row)
-        case tables.Credential():
-            return pb.Credential(
-                name=row.name,
-                provider_id=row.provider_id,
-                version=row.version,
-                fingerprint=row.fingerprint,
-            )
-        case tables.SubjectLimits():
-            return pb.SubjectLimits(
-                subject_kind=limits_pb2.SubjectKind.ValueType(row.subject_kind),
-                subject_id=row.subject_id,
-                limits=[limits_pb2.Limit(**limit) for limit in row.limits],
-            )
-        case tables.Price():
-            return _price(row)
-        case _:
-            raise TypeError(f"{row.KIND} has no resource")
-
-
-def _service(row: tables.ServiceSettings) -> pb.Service:
-    return pb.Service(
-        max_replicas=row.max_replicas,
-        default_user_limits=[limits_pb2.Limit(**limit) for limit in row.default_user_limits],
-        upgrade_url=row.upgrade_url,
-        support_url=row.support_url,
-        paused=row.paused,
-        default_global_limits=[limits_pb2.Limit(**limit) for limit in row.default_global_limits],
-    )
-
-
-def _api_key(row: tables.ApiKey) -> pb.ApiKey:
-    return pb.ApiKey(
-        name=row.name,
-        user_id=row.user_id,
-        key_sha256=row.sha256,
-        router_id=row.router_id,
-        allowed_models=row.allowed_models,
-        expires_at=_timestamp(row.expires_at) if row.expires_at else None,
-        revoked=row.revoked,
-    )
-
-
-def _price(row: tables.Price) -> pb.Price:
-    return pb.Price(
-        provider=row.provider,
-        model=row.model,
-        effective_from=(
-            _timestamp(row.effective_from) if row.effective_from > _SINCE_ALWAYS else None
-        ),
-        rates=rates_pb2.Rates(
-            input_nanousd_per_million=row.input_nanousd_per_million,
-            output_nanousd_per_million=row.output_nanousd_per_million,
-            cache_read_nanousd_per_million=row.cache_read_nanousd_per_million,
-            cache_write_5m_nanousd_per_million=row.cache_write_5m_nanousd_per_million,
-            cache_write_1h_nanousd_per_million=row.cache_write_1h_nanousd_per_million,
-            request_nanousd=row.request_nanousd,
-        ),
-        free=row.free,
-    )
-
-
-def _rule(row: tables.Rule) -> pb.Rule:
-    return pb.Rule(
-        id=row.id,
-        priority=row.priority,
-        provider_id=row.provider_id,
-        models=row.models,
-        condition=row.condition,
-        weight=row.weight,
-        aliases=row.aliases,
-    )
-
-
-def _timestamp(instant: datetime) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromDatetime(instant)
-    return timestamp

@@ -110,6 +110,7 @@ class Fleet:
             maxlen=_REMEMBERED_REVOCATIONS
         )
         self._pending: set[_Pending] = set()
+        self._moved = asyncio.Event()
         self._is_closed = False
 
     @property
@@ -155,6 +156,7 @@ class Fleet:
         watcher.end("closed")
         if self._watchers.get(watcher.node_id) is watcher:
             del self._watchers[watcher.node_id]
+        self._note_move()
 
     def close(self) -> None:
         """Ask for every stream to be closed and take no new ones."""
@@ -167,6 +169,33 @@ class Fleet:
         self._newest = snapshot
         for watcher in self._watchers.values():
             watcher.offer(snapshot)
+
+    async def applied_everywhere(self, revision: int, *, within_ms: int) -> bool:
+        """Wait until every live node has applied `revision`, at most `within_ms` milliseconds.
+
+        Returns whether they all have. Nodes that come meanwhile are waited for, those that go are
+        not; without nodes it is true at once. Cancellation ends the wait.
+        """
+        try:
+            async with asyncio.timeout(within_ms / 1000):
+                while not self._is_applied_everywhere(revision):
+                    await self._moved.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _is_applied_everywhere(self, revision: int) -> bool:
+        now_s, epoch = self.now_s(), self.config_epoch
+        return all(
+            watcher.applied.is_at_least(revision, epoch)
+            for watcher in self._watchers.values()
+            if watcher.is_live(now_s)
+        )
+
+    def _note_move(self) -> None:
+        """Wake everybody who waits for nodes to stand elsewhere, each wait once."""
+        self._moved.set()
+        self._moved = asyncio.Event()
 
     # ── Revocations ──────────────────────────────────────────────────────────────────────────
 
@@ -224,7 +253,8 @@ class Fleet:
                 pending.note(watcher.node_id, self.now_s())
 
     def hear_applied(self, watcher: Watcher) -> None:
-        """Note that a node stands elsewhere now: it may contain what receipts wait for."""
+        """Note that a node stands elsewhere now: it may contain what somebody waits for."""
+        self._note_move()
         for pending in self._pending:
             if self._contains(watcher.applied, pending.order):
                 pending.note(watcher.node_id, self.now_s())

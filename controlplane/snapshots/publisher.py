@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from controlplane.snapshots.fleet import Fleet
-from controlplane.snapshots.snapshot import Snapshot
+from controlplane.snapshots.snapshot import Position, Snapshot
 from controlplane.snapshots.working import WorkingState
 from controlplane.store.changes import Changes, changes_since
 from controlplane.store.database import Store
@@ -58,6 +58,16 @@ class Publisher:
         self._is_failing = False
         self._waiting_since_s: float | None = None
         self._publish_at_s: float | None = None
+
+    @property
+    def position(self) -> Position:
+        """The newest published position; an empty one before the first."""
+        return self._published.position if self._published else Position()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why the newest content that was read is not published: at most 20 lines, none when it is."""
+        return tuple(self._reported_problems)
 
     async def load(self) -> None:
         """Read everything and publish it, or log why it cannot be published.

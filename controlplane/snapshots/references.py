@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from tollkeeper.common.v1 import limits_pb2
+from tollkeeper.common.v1 import devices_pb2, limits_pb2
 from tollkeeper.config.v1 import resources_pb2 as pb
 
 SERVICE_ID: Final = "service"
@@ -23,13 +23,18 @@ _LIMITED_KINDS: Final = {
     limits_pb2.SUBJECT_KIND_ORGANIZATION: pb.RESOURCE_KIND_ORGANIZATION,
     limits_pb2.SUBJECT_KIND_USER: pb.RESOURCE_KIND_USER,
     limits_pb2.SUBJECT_KIND_KEY: pb.RESOURCE_KIND_API_KEY,
+    limits_pb2.SUBJECT_KIND_DEVICE: pb.RESOURCE_KIND_DEVICE,
 }
+_ROUTELESS_DEVICES: Final = frozenset(
+    {devices_pb2.DEVICE_STATUS_REJECTED, devices_pb2.DEVICE_STATUS_REVOKED}
+)
 
 
 def references_of(resource: pb.Resource) -> tuple[ResourceKey, ...]:
     """Return the resources that must exist for `resource` to make sense.
 
-    A price refers to a provider by name or by kind, and may come before it: that is no reference.
+    A price refers to a provider by name or by kind, and may come before it: that is no reference. Neither is a tier: one
+    that is not there is none.
 
     Raises:
         google.protobuf.message.DecodeError: The payload is not the message of its kind.
@@ -40,6 +45,8 @@ def references_of(resource: pb.Resource) -> tuple[ResourceKey, ...]:
             return (ResourceKey(pb.RESOURCE_KIND_ORGANIZATION, user.organization_id),)
         case pb.RESOURCE_KIND_API_KEY:
             return _of_key(pb.ApiKey.FromString(resource.payload))
+        case pb.RESOURCE_KIND_DEVICE:
+            return _of_device(pb.Device.FromString(resource.payload))
         case pb.RESOURCE_KIND_PROVIDER:
             provider = pb.Provider.FromString(resource.payload)
             return (
@@ -73,6 +80,16 @@ def _of_key(key: pb.ApiKey) -> tuple[ResourceKey, ...]:
         # It will never route again, so its router may go before it.
         return (user,)
     return (user, ResourceKey(pb.RESOURCE_KIND_ROUTER, key.router_id))
+
+
+def _of_device(device: pb.Device) -> tuple[ResourceKey, ...]:
+    found = []
+    if device.user_id:
+        found.append(ResourceKey(pb.RESOURCE_KIND_USER, device.user_id))
+    # As for keys: one that will not route needs no router.
+    if device.router_id and device.status not in _ROUTELESS_DEVICES:
+        found.append(ResourceKey(pb.RESOURCE_KIND_ROUTER, device.router_id))
+    return tuple(found)
 
 
 def _owner(organization_id: str) -> tuple[ResourceKey, ...]:

@@ -77,6 +77,7 @@ class Watcher:
         self.heard_at_s = now_s
         self.not_ready: errors_pb2.ErrorReason.ValueType = errors_pb2.ERROR_REASON_UNSPECIFIED
         self.unreported_records = 0
+        self.limits_unavailable = False
         self.quarantined: tuple[str, ...] = ()
         self.wake = asyncio.Event()
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -251,6 +252,7 @@ class Watcher:
             self.applied = position_from_proto(heartbeat.position)
         self.not_ready = heartbeat.not_ready
         self.unreported_records = heartbeat.unreported_records
+        self.limits_unavailable = heartbeat.limits_unavailable
         self.wake.set()
 
     def _answered(self, transfer_id: int) -> _Outstanding | None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from tollkeeper.common.v1 import devices_pb2
 from tollkeeper.config.v1 import resources_pb2 as pb
 
 from controlplane.domain.digest import (
@@ -25,7 +26,12 @@ from controlplane.store.changes import Changes
 _SLICE_ROWS: Final = 200
 
 _PRINCIPALS: Final = frozenset(
-    {pb.RESOURCE_KIND_ORGANIZATION, pb.RESOURCE_KIND_USER, pb.RESOURCE_KIND_API_KEY}
+    {
+        pb.RESOURCE_KIND_ORGANIZATION,
+        pb.RESOURCE_KIND_USER,
+        pb.RESOURCE_KIND_API_KEY,
+        pb.RESOURCE_KIND_DEVICE,
+    }
 )
 
 
@@ -36,15 +42,16 @@ class Effect:
     is_urgent: bool
     """Something may be refused from now on that was admitted before: nobody waits for company."""
     revocations: list[RevocationOrder]
-    """What can never come back: keys that were revoked, principals that were deleted."""
+    """What can never come back: keys and devices that were revoked, principals that were deleted."""
 
 
 class WorkingState:
     """All resources by kind and id, with their digest and their references.
 
-    Urgent is, by the simplest rule that is sound: every change of the service's settings or of a
-    subject's limits, whichever way they moved; every deletion; and every organization that is
-    paused, user that is suspended or key that is revoked, also if it was before.
+    Urgent is, by the simplest rule that is sound: every change of the service's settings, of a tier
+    or of a subject's limits, whichever way they moved; every deletion; every organization that is
+    paused, user that is suspended, key that is revoked or device that is rejected, suspended or
+    revoked, also if it was before; and every device with another session token.
     """
 
     def __init__(self) -> None:
@@ -71,16 +78,19 @@ class WorkingState:
         for count, item in enumerate(self._builder.build(changes), start=1):
             if isinstance(item, Gone):
                 gone.add(item.key)
-                owners[item.key] = self._graph.targets_of(item.key)
-                if self._remove(item) and item.key.kind in _PRINCIPALS:
+                owners[item.key] = self._principals_above(item.key)
+                if _needs_revocation(self._remove(item)):
                     revoked.append((item.key, item.revision))
                 is_urgent = True
             else:
-                was_refused = _is_refused(self._resources.get(item.key))
-                is_refused = _is_refused(item.resource)
-                if item.key.kind == pb.RESOURCE_KIND_API_KEY and is_refused and not was_refused:
+                before = self._resources.get(item.key)
+                if _is_revoked(item.resource) and not _is_revoked(before):
                     revoked.append((item.key, item.resource.revision))
-                is_urgent |= is_refused or item.key.kind in _ALWAYS_URGENT
+                is_urgent |= (
+                    item.key.kind in _ALWAYS_URGENT
+                    or _is_refused(item.resource)
+                    or _has_another_token(before, item.resource)
+                )
                 self._put(item)
             if count % _SLICE_ROWS == 0:
                 await asyncio.sleep(0)
@@ -127,24 +137,38 @@ class WorkingState:
         else:
             self._oversized.discard(key)
 
-    def _remove(self, gone: Gone) -> bool:
-        """Take a resource out; say whether it was there."""
+    def _principals_above(self, key: ResourceKey) -> tuple[ResourceKey, ...]:
+        targets = self._graph.targets_of(key)
+        return tuple(target for target in targets if target.kind in _PRINCIPALS)
+
+    def _remove(self, gone: Gone) -> pb.Resource | None:
+        """Take a resource out; return it, or None when it was not there."""
         self._removals.setdefault(gone.key.kind, []).append(gone.revision)
         self._digest = without_resource(self._digest, self._hashes.pop(gone.key, 0))
         self._graph.remove(gone.key)
         self._oversized.discard(gone.key)
         if gone.key.kind == pb.RESOURCE_KIND_CREDENTIAL:
             self._secrets.pop(gone.key.resource_id, None)
-        return self._resources.pop(gone.key, None) is not None
+        return self._resources.pop(gone.key, None)
 
 
-_ALWAYS_URGENT: Final = frozenset({pb.RESOURCE_KIND_SERVICE, pb.RESOURCE_KIND_SUBJECT_LIMITS})
+_ALWAYS_URGENT: Final = frozenset(
+    {pb.RESOURCE_KIND_SERVICE, pb.RESOURCE_KIND_SUBJECT_LIMITS, pb.RESOURCE_KIND_TIER}
+)
+_CALLING_DEVICES: Final = frozenset(
+    {devices_pb2.DEVICE_STATUS_APPROVED, devices_pb2.DEVICE_STATUS_SUSPENDED}
+)
+_REFUSED_DEVICES: Final = frozenset(
+    {
+        devices_pb2.DEVICE_STATUS_REJECTED,
+        devices_pb2.DEVICE_STATUS_SUSPENDED,
+        devices_pb2.DEVICE_STATUS_REVOKED,
+    }
+)
 
 
-def _is_refused(resource: pb.Resource | None) -> bool:
-    """Say whether a principal is revoked, suspended or paused by itself."""
-    if resource is None:
-        return False
+def _is_refused(resource: pb.Resource) -> bool:
+    """Say whether a principal is rejected, revoked, suspended or paused by itself."""
     match resource.kind:
         case pb.RESOURCE_KIND_API_KEY:
             return pb.ApiKey.FromString(resource.payload).revoked
@@ -152,5 +176,39 @@ def _is_refused(resource: pb.Resource | None) -> bool:
             return pb.User.FromString(resource.payload).suspended
         case pb.RESOURCE_KIND_ORGANIZATION:
             return pb.Organization.FromString(resource.payload).paused
+        case pb.RESOURCE_KIND_DEVICE:
+            return pb.Device.FromString(resource.payload).status in _REFUSED_DEVICES
         case _:
             return False
+
+
+def _is_revoked(resource: pb.Resource | None) -> bool:
+    """Say whether a key or a device is out of service for good."""
+    if resource is None:
+        return False
+    match resource.kind:
+        case pb.RESOURCE_KIND_API_KEY:
+            return pb.ApiKey.FromString(resource.payload).revoked
+        case pb.RESOURCE_KIND_DEVICE:
+            status = pb.Device.FromString(resource.payload).status
+            return status == devices_pb2.DEVICE_STATUS_REVOKED
+        case _:
+            return False
+
+
+def _needs_revocation(deleted: pb.Resource | None) -> bool:
+    """Say whether what was deleted was somebody who might have called."""
+    if deleted is None or deleted.kind not in _PRINCIPALS:
+        return False
+    if deleted.kind == pb.RESOURCE_KIND_DEVICE:
+        # Devices that wait are forgotten by the hundred; orders about them would push others out.
+        return pb.Device.FromString(deleted.payload).status in _CALLING_DEVICES
+    return True
+
+
+def _has_another_token(before: pb.Resource | None, after: pb.Resource) -> bool:
+    """Say whether a device's former session token is refused from now on."""
+    if before is None or after.kind != pb.RESOURCE_KIND_DEVICE:
+        return False
+    former = pb.Device.FromString(before.payload).token_sha256
+    return former != pb.Device.FromString(after.payload).token_sha256

@@ -9,12 +9,14 @@ from controlplane.store.tables import (
     ApiKey,
     ConfigurationRow,
     Credential,
+    Device,
     Organization,
     Price,
     Provider,
     Router,
     Rule,
     SubjectLimits,
+    Tier,
     User,
 )
 
@@ -60,9 +62,21 @@ async def _referrers_of(rows: Repositories, row: ConfigurationRow) -> list[Confi
                 *await rows.routers.where(organization_id=row.id),
             ]
         case User():
-            return [*await rows.api_keys.where(user_id=row.id)]
+            return [
+                *await rows.api_keys.where(user_id=row.id),
+                *await rows.devices.where(user_id=row.id),
+            ]
         case Router():
-            return [*await rows.api_keys.where(router_id=row.id)]
+            return [
+                *await rows.api_keys.where(router_id=row.id),
+                *await rows.devices.where(router_id=row.id),
+            ]
+        case Tier():
+            return [
+                *await rows.users.where(tier=row.name),
+                *await rows.api_keys.where(tier=row.name),
+                *await rows.devices.where(tier=row.name),
+            ]
         case Provider():
             # A price may also be meant for a kind of provider, which outlives any provider of that name.
             priced = row.name not in PROVIDER_KINDS
@@ -83,6 +97,8 @@ async def _parts_of(rows: Repositories, row: ConfigurationRow) -> list[Configura
             subject = SubjectName(SubjectKind.USER, row.name)
         case ApiKey():
             subject = SubjectName(SubjectKind.KEY, row.name)
+        case Device():
+            subject = SubjectName(SubjectKind.DEVICE, row.id)
         case Router():
             return [*(await rows.rules.of_routers([row.id]))[row.id]]
         case _:
@@ -102,7 +118,7 @@ async def _wholes_of(rows: Repositories, row: ConfigurationRow) -> list[Configur
 
 
 async def label_of(rows: Repositories, row: ConfigurationRow) -> str:
-    """Return what people call a row: `user acme/alice`, `rule 3k2… of router acme/r1`."""
+    """Return what people call a row: `user acme/alice`, `device 3k2…`, `rule 3k2… of router acme/r1`."""
     match row:
         case ApiKey():
             return f"key {row.name}"
@@ -112,7 +128,7 @@ async def label_of(rows: Repositories, row: ConfigurationRow) -> str:
             return f"price {row.provider} {row.model}"
         case SubjectLimits():
             return f"limits {row.name}"
-        case Organization() | User() | Provider() | Router() | Credential():
+        case Organization() | User() | Provider() | Router() | Credential() | Tier():
             return f"{row.KIND} {row.name}"
         case _:
             return f"{row.KIND} {row.id}"

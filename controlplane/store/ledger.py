@@ -4,20 +4,28 @@ Rows are inserted by request id. A repetition changes nothing, with one exceptio
 stands as abandoned (its process died, and it was charged what was reserved) is replaced by the
 settled one when the true figures arrive after all. The database decides that row by row, so any
 number of control planes may be told the same things in any order.
+
+A user's sums by day move in the same transaction, by what the rows really did: those that were
+inserted add themselves, those that were replaced add the difference. Rows are locked in the order of
+their keys, first of the ledger, then of the days, so that no two batches wait for each other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Table, and_, case, func, literal, or_
+import sqlalchemy
+from sqlalchemy import ColumnElement, Table, and_, bindparam, case, func, literal, or_
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from controlplane.store import user_days
 from controlplane.store.tables import UsageRow
+from controlplane.store.user_days import Row, UsageTotals
 
 MAX_GROUPS: Final = 10_000
 
@@ -77,33 +85,90 @@ class UsageSum:
     charged_nanousd: int
 
 
-async def record(session: AsyncSession, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert `rows`, which hold a value for every column of the ledger.
+@dataclass(frozen=True, slots=True)
+class UserUsage:
+    """What a user used: since always, in a month, on a day, and lately."""
+
+    total: UsageTotals
+    month: UsageTotals
+    day: UsageTotals
+    lately: UsageTotals
+
+
+async def record(session: AsyncSession, rows: Sequence[Row]) -> None:
+    """Insert `rows`, which hold a value for every column of the ledger, and count them in the days of their users.
 
     `session` comes from `Store.ledger()`; all of it is one commit.
     """
-    # In one order everywhere, so that two batches with the same rows cannot wait for each other.
-    ordered = sorted(rows, key=lambda row: str(row["request_id"]))
-    if not ordered:
+    if not rows:
         return
     connection = await session.connection()
-    insert = _insert_once(connection.dialect.name)
-    await connection.execute(insert, [dict(row) for row in ordered])
+    inserted, repeated = await _insert_new(connection, rows)
+    before, after = await _settle_abandoned(connection, repeated)
+    counted = [row for row in inserted if row["state"] != UsageState.RELEASED]
+    await user_days.move(connection, added=[*counted, *after], taken=before)
 
 
-def _insert_once(dialect_name: str) -> Any:  # Any: the two dialects share no type of Insert
-    insert: Any = postgresql.insert if dialect_name == "postgresql" else sqlite.insert
-    statement = insert(LEDGER)
-    settled, abandoned = int(UsageState.SETTLED), int(UsageState.ABANDONED)
-    return statement.on_conflict_do_update(
-        index_elements=["request_id"],
-        set_={
-            column.name: statement.excluded[column.name]
-            for column in LEDGER.columns
-            if not column.primary_key
-        },
-        where=and_(LEDGER.c.state == abandoned, statement.excluded.state == settled),
+async def _insert_new(
+    connection: AsyncConnection, rows: Sequence[Row]
+) -> tuple[list[Row], list[Row]]:
+    """Insert the first row of each request that the ledger does not have; return these, and all others."""
+    firsts: dict[str, int] = {}
+    for index, row in enumerate(rows):
+        firsts.setdefault(row["request_id"], index)
+    insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(LEDGER).on_conflict_do_nothing().returning(LEDGER.c.request_id)
+    ordered = [dict(rows[firsts[request_id]]) for request_id in sorted(firsts)]
+    found = (await connection.execute(statement, ordered)).scalars()
+    new = {firsts[request_id] for request_id in found}
+    inserted = [row for index, row in enumerate(rows) if index in new]
+    return inserted, [row for index, row in enumerate(rows) if index not in new]
+
+
+async def _settle_abandoned(
+    connection: AsyncConnection, rows: Sequence[Row]
+) -> tuple[list[Row], list[Row]]:
+    """Replace what stands as abandoned by the first of `rows` that is settled; return what was and what is."""
+    settled: dict[str, Row] = {}
+    for row in rows:
+        if row["state"] == UsageState.SETTLED:
+            settled.setdefault(row["request_id"], row)
+    if not settled:
+        return [], []
+    columns = ("request_id", "user_id", "usage_day", *user_days.AMOUNTS.values())
+    # What is found is locked: nobody else can settle it any more, and a commit that is awaited is seen.
+    statement = (
+        sqlalchemy.select(*(LEDGER.c[name] for name in columns))
+        .where(LEDGER.c.request_id.in_(settled), LEDGER.c.state == int(UsageState.ABANDONED))
+        .order_by(LEDGER.c.request_id)
+        .with_for_update()
     )
+    before: list[Row] = [row._asdict() for row in await connection.execute(statement)]
+    after = [settled[row["request_id"]] for row in before]
+    if after:
+        update = LEDGER.update().where(LEDGER.c.request_id == bindparam("replaced"))
+        await connection.execute(update, [{**row, "replaced": row["request_id"]} for row in after])
+    return before, after
+
+
+async def user_usage(
+    session: AsyncSession, user_id: str, *, usage_day: str, usage_month: str, since: datetime
+) -> UserUsage:
+    """Return what a user used; `lately` counts what began at `since` or later.
+
+    Released requests count nowhere. A user that nobody knows used nothing.
+    """
+    total, month, day = await user_days.sums_of(session, user_id, usage_day, usage_month)
+    columns = (LEDGER.c[name] for name in user_days.AMOUNTS.values())
+    statement = sqlalchemy.select(
+        func.count(), *(func.coalesce(func.sum(column), 0) for column in columns)
+    ).where(
+        LEDGER.c.user_id == user_id,
+        LEDGER.c.started_at >= since,
+        LEDGER.c.state != int(UsageState.RELEASED),
+    )
+    found = (await (await session.connection()).execute(statement)).one()
+    return UserUsage(total, month, day, UsageTotals(*(int(value) for value in found)))
 
 
 async def list_requests(

@@ -3,12 +3,21 @@
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from controlplane.store.administrators import Administrators
+from controlplane.store.devices import Devices
 from controlplane.store.prices import Prices
 from controlplane.store.rows import NamedRows
 from controlplane.store.rules import Rules
 from controlplane.store.shareables import Shareables
 from controlplane.store.subject_limits import SubjectLimitRows
-from controlplane.store.tables import ApiKey, Credential, Organization, Provider, Router, User
+from controlplane.store.tables import (
+    ApiKey,
+    Credential,
+    Organization,
+    Provider,
+    Router,
+    Tier,
+    User,
+)
 
 
 class Repositories:
@@ -26,6 +35,8 @@ class Repositories:
         self.limits = SubjectLimitRows(session)
         self.prices = Prices(session)
         self.administrators = Administrators(session)
+        self.devices = Devices(session)
+        self.tiers = NamedRows(session, Tier, "tier")
 
     async def organization_of(self, row: Provider | Router | User) -> Organization | None:
         """Return the organization that owns a row; None when it is shared."""

@@ -2,14 +2,15 @@
 
 from typing import Final
 
-from controlplane.domain.errors import InvalidError
+from controlplane.domain import tiers
+from controlplane.domain.errors import InvalidError, StaleError
 from controlplane.domain.keys import is_administrator_token, sha256_of
 from controlplane.domain.names import RandomBelow, new_id
 from controlplane.domain.roles import Role
 from controlplane.domain.service import ServiceDefaults
 from controlplane.store.database import Store
 from controlplane.store.subject_limits import limits_to_json
-from controlplane.store.tables import Administrator, ServiceSettings
+from controlplane.store.tables import Administrator, ServiceSettings, Tier
 
 SERVICE_ID: Final = "service"
 BOOTSTRAP_NAME: Final = "bootstrap"
@@ -37,6 +38,27 @@ async def apply_service_settings(store: Store, defaults: ServiceDefaults) -> Non
         for column, value in values.items():
             if getattr(row, column) != value:
                 setattr(row, column, value)
+
+
+async def ensure_tiers(store: Store) -> None:
+    """Make sure that the built-in tiers are there; one that an administrator changed stays as it is."""
+    for seed in tiers.SEEDS:
+        try:
+            await _add_if_missing(store, seed)
+        except StaleError:
+            # Another control plane that starts at this moment added it.
+            await _add_if_missing(store, seed)
+
+
+async def _add_if_missing(store: Store, seed: tiers.Tier) -> None:
+    async with store.transaction(SYSTEM_ACTOR, "EnsureTiers") as tx:
+        tx.describe(seed.name, {"name": seed.name})
+        if await tx.tiers.find(seed.name) is not None:
+            return
+        row = Tier(id=seed.name, name=seed.name, created_at=tx.now, updated_at=tx.now)
+        for layers in tiers.LAYERS:
+            setattr(row, layers, limits_to_json(getattr(seed, layers)))
+        tx.add(row)
 
 
 async def ensure_bootstrap_owner(store: Store, token: str, random_below: RandomBelow) -> None:

@@ -9,6 +9,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from controlplane.store.repositories import Repositories
+from controlplane.store.row_changes import RowChanges
 from controlplane.store.tables import AuditEntry, ConfigurationRow, RevisionCounter, Tombstone
 
 COUNTER_ID: Final = 1
@@ -37,6 +38,7 @@ class Transaction(Repositories):
         self._sealed = False
         self._changed: dict[int, ConfigurationRow] = {}
         self._deleted: dict[int, ConfigurationRow] = {}
+        self._row_changes = RowChanges()
         event.listen(session.sync_session, "before_flush", self._note_changes)
 
     @property
@@ -112,6 +114,7 @@ class Transaction(Repositories):
             raise RuntimeError("a sealed transaction cannot change")
         self._changed |= {id(row): row for row in (*new, *dirty)}
         self._deleted |= {id(row): row for row in deleted}
+        self._row_changes.note(new=new, dirty=dirty, deleted=deleted)
 
     @staticmethod
     def _configuration(rows: Iterable[object]) -> list[ConfigurationRow]:
@@ -149,5 +152,6 @@ class Transaction(Repositories):
                 resource=self._resource,
                 request=self._request,
                 revision=self.revision,
+                changes=self._row_changes.to_json(),
             )
         )

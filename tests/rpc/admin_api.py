@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import grpc
@@ -14,13 +13,16 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]  # has 
 from grpc import aio
 from tollkeeper.admin.v1 import administrator_service_pb2_grpc as administrators
 from tollkeeper.admin.v1 import api_key_service_pb2_grpc as api_keys
+from tollkeeper.admin.v1 import audit_service_pb2_grpc as audit
 from tollkeeper.admin.v1 import credential_service_pb2_grpc as credentials
+from tollkeeper.admin.v1 import device_service_pb2_grpc as devices
 from tollkeeper.admin.v1 import limit_service_pb2_grpc as limits
 from tollkeeper.admin.v1 import organization_service_pb2 as organization_pb
 from tollkeeper.admin.v1 import organization_service_pb2_grpc as organizations
 from tollkeeper.admin.v1 import price_service_pb2_grpc as prices
 from tollkeeper.admin.v1 import provider_service_pb2_grpc as providers
 from tollkeeper.admin.v1 import router_service_pb2_grpc as routers
+from tollkeeper.admin.v1 import tier_service_pb2_grpc as tiers
 from tollkeeper.admin.v1 import user_service_pb2_grpc as users
 
 from controlplane.domain.keys import mint_administrator_token
@@ -61,6 +63,7 @@ class Refused:
     domain: str
     fields: list[str]
     referrers: list[str]
+    retry_after_s: int = 0
 
 
 def refusal_of(error: aio.AioRpcError) -> Refused:
@@ -69,8 +72,9 @@ def refusal_of(error: aio.AioRpcError) -> Refused:
     status.ParseFromString(dict(trailers)["grpc-status-details-bin"])
     info = error_details_pb2.ErrorInfo()
     bad, failed = error_details_pb2.BadRequest(), error_details_pb2.PreconditionFailure()
+    retry = error_details_pb2.RetryInfo()
     for detail in status.details:
-        for message in (info, bad, failed):
+        for message in (info, bad, failed, retry):
             if detail.Is(message.DESCRIPTOR):
                 detail.Unpack(message)
     return Refused(
@@ -80,6 +84,7 @@ def refusal_of(error: aio.AioRpcError) -> Refused:
         info.domain,
         [violation.field for violation in bad.field_violations],
         [violation.subject for violation in failed.violations],
+        retry.retry_delay.seconds,
     )
 
 
@@ -102,12 +107,15 @@ class AdminApi:
         self.channel = aio.insecure_channel(address, interceptors=[_Bearer(token)])
         self.administrators = administrators.AdminServiceStub(self.channel)
         self.api_keys = api_keys.ApiKeyServiceStub(self.channel)
+        self.audit = audit.AuditServiceStub(self.channel)
         self.credentials = credentials.CredentialServiceStub(self.channel)
+        self.devices = devices.DeviceServiceStub(self.channel)
         self.limits = limits.LimitServiceStub(self.channel)
         self.organizations = organizations.OrganizationServiceStub(self.channel)
         self.prices = prices.PriceServiceStub(self.channel)
         self.providers = providers.ProviderServiceStub(self.channel)
         self.routers = routers.RouterServiceStub(self.channel)
+        self.tiers = tiers.TierServiceStub(self.channel)
         self.users = users.UserServiceStub(self.channel)
 
     async def create_organization(self, name: str, **fields: Any) -> organization_pb.Organization:
@@ -153,6 +161,6 @@ def admin_server(store: Store, revoker: RecordingRevoker) -> aio.Server:
     """Return a server with all admin services."""
     server = aio.server(interceptors=interceptors(store, node_token=NODE_TOKEN))
     add_admin_services(
-        server, store, Sealer([MasterKey(MASTER_KEY)]), revoker, lambda: datetime.now(UTC)
+        server, store, Sealer([MasterKey(MASTER_KEY)]), revoker, lambda: store.clock()
     )
     return server

@@ -15,6 +15,7 @@ from controlplane.domain.keys import (
     is_administrator_token,
     mint_administrator_token,
     mint_api_key,
+    mint_session_token,
     sha256_of,
 )
 
@@ -53,6 +54,14 @@ def test_every_key_has_the_form_of_the_contract(secret: bytes, key_id: str) -> N
         number = number * 62 + BASE62.index(digit)
     assert number == zlib.crc32(text[:-6].encode())
     assert hashlib.sha256(text.encode()).digest() == sha256_of(text)
+
+
+def test_a_session_token_cannot_be_taken_for_an_administrators() -> None:
+    text = mint_session_token(b"\xff" * 32)
+
+    assert text[:4] == "tks_"
+    assert text[4:] == mint_administrator_token(b"\xff" * 32)[4:]
+    assert not is_administrator_token(text)
 
 
 def test_the_largest_secret_fits() -> None:

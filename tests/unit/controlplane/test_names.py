@@ -43,14 +43,66 @@ def test_a_path_has_segments(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["global", "organization:acme", "user:acme/alice", "key:acme/alice/laptop"]
+    "text",
+    [
+        "global",
+        "organization:acme",
+        "user:acme/alice",
+        "key:acme/alice/laptop",
+        "device:3k2f9a0b1c2d",
+        "ip:203.0.113.7",
+        "ip:2001:db8:0:1::/64",
+        "ip:::/64",
+    ],
 )
 def test_a_subject_reads_as_it_is_written(text: str) -> None:
     assert str(parse_subject(text, field="subject")) == text
 
 
 @pytest.mark.parametrize(
-    "text", ["", "global:x", "user:", "user:acme", "user:a/b/c", "organization:a/b", "model:x", "a"]
+    ("text", "canonical"),
+    [
+        ("ip:2001:DB8:0:1:2:3:4:5", "ip:2001:db8:0:1::/64"),
+        ("ip:2001:db8::1", "ip:2001:db8::/64"),
+        ("ip:2001:db8:0:1::9/64", "ip:2001:db8:0:1::/64"),
+        ("ip:::ffff:203.0.113.7", "ip:203.0.113.7"),
+    ],
+)
+def test_an_address_counts_as_itself_and_one_of_ipv6_as_its_64(text: str, canonical: str) -> None:
+    subject = parse_subject(text, field="subject")
+
+    assert str(subject) == canonical
+    assert parse_subject(canonical, field="subject") == subject
+    assert subject_row_id(subject.kind, subject.name) == canonical
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "global:x",
+        "user:",
+        "user:acme",
+        "user:a/b/c",
+        "organization:a/b",
+        "model:x",
+        "a",
+        "device:",
+        "device:3k2",
+        "device:3K2F9A0B1C2D",
+        "device:3k2f9a0b1c2d\n",
+        "ip:",
+        "ip:localhost",
+        "ip:203.0.113.007",
+        "ip:203.0.113.0/24",
+        "ip:203.0.113.7/32",
+        "ip:2001:db8::/48",
+        "ip:2001:db8::/064",
+        "ip:2001:db8::/",
+        "ip:fe80::1%eth0",
+        "ip:::ffff:203.0.113.7/64",
+        "ip: 203.0.113.7",
+    ],
 )
 def test_what_is_no_subject_is_refused(text: str) -> None:
     with pytest.raises(InvalidError) as caught:
