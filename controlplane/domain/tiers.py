@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from controlplane.domain.errors import PreconditionError
+from controlplane.domain.errors import InvalidError, PreconditionError
 from controlplane.domain.limits import Limit, LimitUnit, LimitWindow, check_limits
 
 LAYERS: Final = ("device_limits", "ip_limits", "user_limits", "credential_limits")
@@ -48,6 +48,9 @@ SEEDS: Final = (
 )
 """What tiers hold until an administrator changes them."""
 
+RESERVED: Final = "none"
+"""What people say for having no tier."""
+
 BUILT_IN: Final = frozenset(tier.name for tier in SEEDS)
 """Tiers that cannot be deleted: a control plane that starts would bring them back."""
 
@@ -60,6 +63,16 @@ def check_layers(layers: Mapping[str, Sequence[Limit]], *, field: str) -> None:
     """
     for name, limits in layers.items():
         check_limits(limits, field=f"{field}.{name}")
+
+
+def check_name(name: str) -> None:
+    """Check that a new tier may be called so.
+
+    Raises:
+        InvalidError: It is the word for having none.
+    """
+    if name == RESERVED:
+        raise InvalidError(f"no tier can be called {RESERVED}", field="tier.name")
 
 
 def check_deletable(name: str) -> None:

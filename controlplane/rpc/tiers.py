@@ -7,7 +7,7 @@ from tollkeeper.admin.v1 import changes_pb2, tier_service_pb2_grpc
 from tollkeeper.admin.v1 import tier_service_pb2 as pb
 
 from controlplane.domain.errors import StillReferencedError
-from controlplane.domain.tiers import LAYERS, check_deletable, check_layers
+from controlplane.domain.tiers import LAYERS, check_deletable, check_layers, check_name
 from controlplane.rpc.changing import AdminServicer, changing
 from controlplane.rpc.interception import Context
 from controlplane.rpc.masks import masked_fields
@@ -63,6 +63,7 @@ class TierServicer(AdminServicer, tier_service_pb2_grpc.TierServiceServicer):
     ) -> Callable[[], pb.Tier]:
         """Add a tier; nobody has it yet."""
         given = request.tier
+        check_name(given.name)
         row = Tier(
             id=given.name,
             name=given.name,

@@ -16,7 +16,6 @@ from controlplane.store.tables import (
     Router,
     Rule,
     SubjectLimits,
-    Tier,
     User,
 )
 
@@ -71,12 +70,6 @@ async def _referrers_of(rows: Repositories, row: ConfigurationRow) -> list[Confi
                 *await rows.api_keys.where(router_id=row.id),
                 *await rows.devices.where(router_id=row.id),
             ]
-        case Tier():
-            return [
-                *await rows.users.where(tier=row.name),
-                *await rows.api_keys.where(tier=row.name),
-                *await rows.devices.where(tier=row.name),
-            ]
         case Provider():
             # A price may also be meant for a kind of provider, which outlives any provider of that name.
             priced = row.name not in PROVIDER_KINDS
@@ -128,7 +121,7 @@ async def label_of(rows: Repositories, row: ConfigurationRow) -> str:
             return f"price {row.provider} {row.model}"
         case SubjectLimits():
             return f"limits {row.name}"
-        case Organization() | User() | Provider() | Router() | Credential() | Tier():
+        case Organization() | User() | Provider() | Router() | Credential():
             return f"{row.KIND} {row.name}"
         case _:
             return f"{row.KIND} {row.id}"

@@ -7,7 +7,6 @@ from typing import Any
 import grpc
 import pytest
 from sqlmodel import col, select
-from tollkeeper.admin.v1 import api_key_service_pb2 as key_pb
 from tollkeeper.admin.v1 import device_service_pb2 as device_pb
 from tollkeeper.admin.v1 import limit_service_pb2 as limit_pb
 from tollkeeper.admin.v1 import router_service_pb2 as router_pb
@@ -20,8 +19,6 @@ from controlplane.domain.keys import sha256_of
 from controlplane.store import sightings
 from controlplane.store.compaction import forget_pending_devices
 from controlplane.store.database import Store
-from controlplane.store.dependents import dependents_of, label_of
-from controlplane.store.repositories import Repositories
 from controlplane.store.tables import (
     AuditEntry,
     Device,
@@ -434,28 +431,6 @@ async def test_a_router_deleted_by_force_has_its_devices_revoked(
     await api.routers.DeleteRouter(router_pb.DeleteRouterRequest(name="default", force=True))
 
     assert revoker.subjects == [PHONE]
-
-
-@pytest.mark.usefixtures("phone")
-async def test_whoever_has_a_tier_refers_to_it(api: AdminApi, store: Store) -> None:
-    await add_tier(store, "gold")
-    await approve(api, tier="gold")
-    await api.users.CreateUser(
-        user_pb.CreateUserRequest(user=user_pb.User(name="acme/bob", tier="gold"))
-    )
-    await api.api_keys.CreateApiKey(
-        key_pb.CreateApiKeyRequest(
-            api_key=key_pb.ApiKey(name="acme/alice/k", router="default", tier="gold")
-        )
-    )
-
-    async with store.reading() as session:
-        rows = Repositories(session)
-        tier = await rows.tiers.get("gold")
-        found = await dependents_of(rows, tier)
-        labels = [await label_of(rows, each) for each in (tier, *found.referrers)]
-
-    assert labels == ["tier gold", "user acme/bob", "key acme/alice/k", f"device {PHONE}"]
 
 
 @pytest.mark.usefixtures("phone")

@@ -6,7 +6,7 @@ from pathlib import Path
 import grpc
 import pytest
 from sqlalchemy import make_url
-from sqlmodel import select
+from sqlmodel import col, select
 from tollkeeper.admin.v1 import api_key_service_pb2 as key_pb
 from tollkeeper.admin.v1 import credential_service_pb2 as credential_pb
 from tollkeeper.admin.v1 import organization_service_pb2 as organization_pb
@@ -348,7 +348,7 @@ async def test_a_secret_goes_in_and_rests_sealed(
 
     async with store.reading() as session:
         row = (await session.exec(select(Credential))).one()
-        entries = (await session.exec(select(AuditEntry))).all()
+        entries = (await session.exec(select(AuditEntry).order_by(col(AuditEntry.id)))).all()
     assert created.fingerprint == hashlib.sha256(SECRET.encode()).hexdigest()[:16]
     assert SECRET.encode() not in row.sealed_secret
     opened = Sealer([MasterKey(MASTER_KEY)]).open(row.id, 1, row.sealed_secret)

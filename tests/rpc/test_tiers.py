@@ -167,6 +167,12 @@ async def test_the_name_of_a_tier_is_taken_once_and_cannot_change(api: AdminApi)
     assert (await refused(create_tier(api, "Not A Tier"))).fields == ["tier.name"]
 
 
+async def test_no_tier_is_called_none(api: AdminApi) -> None:
+    refusal = await refused(api.tiers.CreateTier(pb.CreateTierRequest(tier=pb.Tier(name="none"))))
+
+    assert refusal.fields == ["tier.name"]
+
+
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
 async def test_a_built_in_tier_cannot_be_deleted(api: AdminApi, name: str) -> None:
     refusal = await refused(api.tiers.DeleteTier(pb.DeleteTierRequest(name=name)))
