@@ -23,18 +23,26 @@ import structlog
 from dataplane.bills import BillBook
 from dataplane.control.channels import check_address
 from dataplane.control.current import CurrentSnapshot, Revoked
+from dataplane.control.enrollment import Enrollment
 from dataplane.control.last_known_good import LastKnownGood
 from dataplane.control.node_id import node_id_of
+from dataplane.control.sightings import Sightings
 from dataplane.control.snapshot_file import SnapshotFile
 from dataplane.control.spool import Recovered, Spool
 from dataplane.control.usage import UsageReporter
+from dataplane.control.user_usage import UserUsageClient
 from dataplane.control.watch import Node, Watch
 from dataplane.domain.client_addresses import ClientAddresses
 from dataplane.http.cors import Cors
+from dataplane.http.device_desk import DeviceDesk
 from dataplane.http.entry import AsgiApp, Entry
 from dataplane.http.errors import status_of
+from dataplane.http.front import Front
 from dataplane.http.health import Health
 from dataplane.http.quart_app import quart_app
+from dataplane.http.usage import OwnNumbers
+from dataplane.limits.guard_memory import GuardMemory
+from dataplane.limits.guards import Guards
 from dataplane.limits.limiter import Limiter
 from dataplane.limits.recovery import Leftover, settle_leftovers
 from dataplane.pipeline import Pipeline
@@ -73,11 +81,9 @@ async def run(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         sock = listen(settings.host, settings.port)
         stack.callback(sock.close)
-        pipeline, health = await _built(settings, stack)
-        _on_signals(stop, pipeline)
-        addresses = ClientAddresses(settings.trusted_proxies, settings.client_ip_header)
-        quart = cast("AsgiApp", quart_app(pipeline, health, addresses))
-        entry = Entry(pipeline, addresses, quart)
+        front = await _built(settings, stack)
+        _on_signals(stop, front.pipeline)
+        entry = Entry(front, cast("AsgiApp", quart_app(front)))
         app: AsgiApp = Cors(entry, settings.cors_origins) if settings.cors_origins else entry
         gc.collect()
         gc.freeze()
@@ -86,14 +92,17 @@ async def run(settings: Settings) -> None:
         await serve(app, sock, stop)
 
 
-async def _built(settings: Settings, stack: AsyncExitStack) -> tuple[Pipeline, Health]:
+async def _built(settings: Settings, stack: AsyncExitStack) -> Front:
     """Build everything behind the port; `stack` takes it apart in the opposite order."""
     node_id = settings.node_id or node_id_of(settings.data_dir)
     token = settings.join_token.get_secret_value()
     spool, recovered = Spool.open(settings.data_dir / "spool")
     # Before anything is delivered: what is acknowledged leaves the spool.
     leftovers = await _leftovers(spool, recovered)
-    reporter = UsageReporter(spool, recovered, settings.control_plane, token, node_id)
+    sightings = Sightings()
+    reporter = UsageReporter(
+        spool, recovered, settings.control_plane, token, node_id, sightings=sightings
+    )
     reporter.start()
     stack.push_async_callback(reporter.aclose, _FLUSH_SECONDS)
     limiter = await Limiter.connect(settings.redis_url.get_secret_value())
@@ -115,10 +124,19 @@ async def _built(settings: Settings, stack: AsyncExitStack) -> tuple[Pipeline, H
         _watching(settings, current, reporter, limiter, Node(node_id, VERSION, token))
     )
     await stack.enter_async_context(_running(settle_leftovers(limiter, leftovers)))
-    health = Health(
-        pipeline, VERSION, lambda: limiter.state.value, lambda: reporter.unreported_records
+    guards = Guards(settings.redis_url.get_secret_value(), lambda: limiter.is_available)
+    stack.push_async_callback(guards.aclose)
+    enrollment = Enrollment(settings.control_plane, token, node_id)
+    stack.push_async_callback(enrollment.aclose)
+    user_usages = UserUsageClient(settings.control_plane, token)
+    stack.push_async_callback(user_usages.aclose)
+    return Front(
+        pipeline,
+        ClientAddresses(settings.trusted_proxies, settings.client_ip_header),
+        Health(pipeline, VERSION, lambda: limiter.state.value, lambda: reporter.unreported_records),
+        DeviceDesk(pipeline, GuardMemory(guards), enrollment, sightings),
+        OwnNumbers(pipeline, limiter, user_usages),
     )
-    return pipeline, health
 
 
 async def _leftovers(spool: Spool, recovered: Recovered) -> list[Leftover]:

@@ -16,6 +16,7 @@ from tollkeeper.usage.v1 import usage_service_pb2 as pb
 from tollkeeper.usage.v1 import usage_service_pb2_grpc as pb_grpc
 
 from dataplane.control.channels import channel_to, check_address
+from dataplane.control.sightings import MAX_TAKEN, Sighting, Sightings, message_from
 from dataplane.control.spool import Spool
 from dataplane.control.spool_recovery import Recovered
 from dataplane.control.usage_records import record_from
@@ -39,12 +40,14 @@ class Pace:
     """How long the reporter waits, in seconds.
 
     `gathering` is for company before a batch is sent, `acknowledgement` without progress before a
-    connection is given up, `back_off` at most before the first attempt that follows a failure.
+    connection is given up, `back_off` at most before the first attempt that follows a failure,
+    `sightings` between two deliveries of the devices that called.
     """
 
     gathering: float = 0.05
     acknowledgement: float = 10.0
     back_off: float = 0.1
+    sightings: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,15 @@ class _Batch:
     records: tuple[pb.UsageRecord, ...] = field(repr=False)
 
 
+# What is on the way where sightings travel alone.
+_NO_RECORDS: Final = _Batch((), ())
+
+
 class UsageReporter:
     """The `Reporter` of a process: remembers in the spool, delivers in the background.
+
+    Sightings of devices travel along, or alone where there are no records; they are taken from
+    `sightings`, sent once and nowhere remembered.
 
     What it is told is plain calls on the event loop that raise nothing. It has the spool that it
     is given: `aclose` closes it.
@@ -69,6 +79,7 @@ class UsageReporter:
         node_id: str,
         pace: Pace | None = None,
         max_events_in_memory: int = MAX_EVENTS_IN_MEMORY,
+        sightings: Sightings | None = None,
     ) -> None:
         """Take over what earlier processes left.
 
@@ -85,6 +96,9 @@ class UsageReporter:
         self._node_id = node_id
         self._pace = pace or Pace()
         self._max_in_memory = max_events_in_memory
+        self._sightings = Sightings() if sightings is None else sightings
+        self._due_sightings = 0
+        self._sightings_timer: asyncio.TimerHandle | None = None
         self._in_memory = 0
         # None: the event is in the spool only.
         self._waiting: dict[str, UsageEvent | None] = dict.fromkeys(recovered.closes)
@@ -139,17 +153,21 @@ class UsageReporter:
     def start(self) -> None:
         """Begin to deliver; must be called on the event loop, once."""
         self._task = asyncio.create_task(self._run(), name="report-usage")
+        self._offer_sightings()
 
     async def aclose(self, deadline_seconds: float) -> None:
         """Deliver for so long, leave the rest on disk, and close the spool."""
         try:
             if self._task is not None:
+                self._offer_sightings()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(deadline_seconds):
                         await self._is_idle.wait()
                 self._task.cancel()
                 await asyncio.wait({self._task})
         finally:
+            if self._sightings_timer is not None:
+                self._sightings_timer.cancel()
             if self.unreported_records:
                 _log.warning("usage_left_in_spool", records=self.unreported_records)
             await self._spool.aclose()
@@ -205,7 +223,8 @@ class UsageReporter:
         self._suspects = sum(len(batch.request_ids) for _, batch in self._on_the_way)
 
     def _send_again(self) -> None:
-        batches = [batch for _, batch in self._on_the_way] + list(self._again)
+        batches = [batch for _, batch in self._on_the_way if batch.request_ids]
+        batches += self._again
         self._on_the_way.clear()
         if self._suspects:
             batches = [
@@ -224,9 +243,11 @@ class UsageReporter:
                 self._has_room.clear()
                 await self._has_room.wait()  # `_watch` ends it
             batch = await self._next_batch()
-            if batch is None:
+            sightings = self._next_sightings()
+            if batch is None and not sightings:
                 self._note_waiting()
                 continue
+            batch = batch or _NO_RECORDS
             self._last_batch_id += 1
             if not self._on_the_way:
                 self._progress_at = asyncio.get_running_loop().time()
@@ -234,7 +255,10 @@ class UsageReporter:
             self._note_waiting()
             await call.write(
                 pb.ReportUsageRequest(
-                    batch_id=self._last_batch_id, node_id=self._node_id, records=batch.records
+                    batch_id=self._last_batch_id,
+                    node_id=self._node_id,
+                    records=batch.records,
+                    sightings=map(message_from, sightings),
                 )
             )
 
@@ -277,6 +301,27 @@ class UsageReporter:
             records.append(record)
         return _Batch(tuple(request_ids), tuple(records)) if records else None
 
+    def _offer_sightings(self) -> None:
+        """See that what was noted so far is delivered, and come again in a while."""
+        if self._sightings_timer is not None:
+            self._sightings_timer.cancel()
+        # Counted: what is noted during the delivery waits for the next one.
+        self._due_sightings = len(self._sightings)
+        self._note_waiting()
+        loop = asyncio.get_running_loop()
+        self._sightings_timer = loop.call_later(self._pace.sightings, self._offer_sightings)
+
+    def _next_sightings(self) -> list[Sighting]:
+        """Take the sightings that go with the next batch.
+
+        None while a record is looked for that can never be stored: a batch is that record then.
+        """
+        if not self._due_sightings or self._suspects:
+            return []
+        taken = self._sightings.take(min(self._due_sightings, MAX_TAKEN))
+        self._due_sightings = self._due_sightings - len(taken) if taken else 0
+        return taken
+
     async def _hear(self, call: _Call) -> None:
         while isinstance(response := await call.read(), pb.ReportUsageResponse):
             if not self._on_the_way or response.batch_id != self._on_the_way[0][0]:
@@ -299,7 +344,8 @@ class UsageReporter:
             await asyncio.sleep(max(left, 0.001))
 
     def _note_waiting(self) -> None:
-        has_work = bool(self._waiting or self._again)
+        has_sightings = self._due_sightings > 0 and not self._suspects
+        has_work = bool(self._waiting or self._again or has_sightings)
         if has_work:
             self._has_work.set()
             self._is_idle.clear()

@@ -48,6 +48,12 @@ def authenticate(snapshot: Snapshot, credentials: Credentials, now_ms: int) -> P
     return principal
 
 
+def proven_device(snapshot: Snapshot, credentials: Credentials) -> Device | None:
+    """Return the device that `credentials` are, wherever it stands in its life."""
+    device = snapshot.devices_by_sha256.get(credentials.sha256)
+    return device if device is not None and device.device_id == credentials.device_id else None
+
+
 def presented_device(snapshot: Snapshot, headers: Mapping[str, str]) -> Device | None:
     """Return the device whose session token stands in `headers`, wherever it stands in its life.
 
@@ -83,8 +89,8 @@ def is_revoked(revoked: frozenset[tuple[str, str]], principal: Principal) -> boo
 
 
 def _calling_device(snapshot: Snapshot, credentials: Credentials, now_ms: int) -> Principal:
-    device = snapshot.devices_by_sha256.get(credentials.sha256)
-    if device is None or device.device_id != credentials.device_id:
+    device = proven_device(snapshot, credentials)
+    if device is None:
         raise unknown_device()
     status = device_status(snapshot, device, now_ms)
     if status is DeviceStatus.SUSPENDED:

@@ -11,8 +11,10 @@ from dataplane.domain.credentials import parse_credentials
 from dataplane.domain.denials import usd
 from dataplane.domain.refusals import Reason, Refusal
 from dataplane.http.codecs import anthropic, openai
+from dataplane.http.device_desk import note_caller
 from dataplane.http.errors import error_event, refused
 from dataplane.http.exchange import JSON_TYPE, HttpAnswer, HttpRequest
+from dataplane.http.front import Front
 from dataplane.http.ratelimit_headers import limit_headers
 from dataplane.pipeline import Answer, Pipeline
 
@@ -40,17 +42,20 @@ APIS: Final = (
 
 @asynccontextmanager
 async def completion(
-    pipeline: Pipeline, api: CompletionApi, request: HttpRequest
+    front: Front, api: CompletionApi, request: HttpRequest
 ) -> AsyncIterator[HttpAnswer]:
     """Serve one call and hold its answer open while the caller reads it.
 
     It never raises a `Refusal`: that is an answer too, in the caller's dialect.
     """
+    pipeline = front.pipeline
     request_id = pipeline.new_request_id()
     async with AsyncExitStack() as stack:
         try:
             _check_content_type(request.headers)
             credentials = parse_credentials(request.headers)
+            if credentials.device_id:
+                note_caller(front.devices, credentials, request)
             call = api.call_of(request_id, request.body, request.headers, request.address)
             answer = await stack.enter_async_context(pipeline.exchange(call, credentials))
         except Refusal as refusal:

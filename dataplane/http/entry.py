@@ -11,12 +11,16 @@ from typing import Final, Protocol
 
 import structlog
 
-from dataplane.domain.client_addresses import ClientAddresses
+from dataplane.domain import registration
+from dataplane.domain.calls import Dialect
 from dataplane.domain.refusals import Reason, Refusal
 from dataplane.http.completions import APIS, CompletionApi, completion
+from dataplane.http.devices import register_device
 from dataplane.http.errors import refused
-from dataplane.http.exchange import HttpAnswer
+from dataplane.http.exchange import HttpAnswer, HttpRequest
+from dataplane.http.front import Front
 from dataplane.http.reading import (
+    MAX_BODY_BYTES,
     ClientLeftError,
     Receive,
     Scope,
@@ -34,6 +38,7 @@ STALLED_SECONDS: Final = 120.0
 LISTEN_AFTER_SECONDS: Final = 0.03
 # A body that trickles in holds memory for so long at most.
 READ_SECONDS: Final = 60.0
+REGISTER_PATH: Final = "/v1/devices/register"
 
 
 class AsgiApp(Protocol):
@@ -46,11 +51,10 @@ class AsgiApp(Protocol):
 class Entry:
     """Serves the hot paths itself and hands everything else on."""
 
-    def __init__(
-        self, pipeline: Pipeline, addresses: ClientAddresses, everything_else: AsgiApp
-    ) -> None:
-        self._pipeline = pipeline
-        self._addresses = addresses
+    def __init__(self, front: Front, everything_else: AsgiApp) -> None:
+        self._front = front
+        self._pipeline = front.pipeline
+        self._addresses = front.addresses
         self._everything_else = everything_else
         self._apis = {api.path: api for api in APIS}
 
@@ -59,26 +63,22 @@ class Entry:
         if scope["type"] == "http" and scope["method"] == "POST":
             api = self._apis.get(scope["path"])
             if api is not None:
-                await self._serve(api, scope, receive, send)
+                await self._complete(api, scope, receive, send)
+                return
+            if scope["path"] == REGISTER_PATH:
+                await self._register(scope, receive, send)
                 return
         await self._everything_else(scope, receive, send)
 
-    async def _serve(self, api: CompletionApi, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            async with asyncio.timeout(READ_SECONDS):
-                request = await read_request(scope, receive, self._addresses)
-        except ClientLeftError:
-            return
-        except TimeoutError:
-            refusal = Refusal(Reason.INVALID_REQUEST, "The body did not arrive in time.")
-            await self._refuse(api, refusal, send)
-            return
-        except Refusal as refusal:
-            await self._refuse(api, refusal, send)
+    async def _complete(
+        self, api: CompletionApi, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        request = await self._read(scope, receive, send, api.dialect, MAX_BODY_BYTES)
+        if request is None:
             return
         watch = DisconnectWatch(receive)
         try:
-            async with completion(self._pipeline, api, request) as answer:
+            async with completion(self._front, api, request) as answer:
                 await send_answer(answer, send)
         except asyncio.CancelledError:
             if not watch.has_left:
@@ -90,10 +90,36 @@ class Entry:
         finally:
             watch.stop()
 
-    async def _refuse(self, api: CompletionApi, refusal: Refusal, send: Send) -> None:
-        """Refuse a request that was not read to its end, so that its connection must close."""
+    async def _register(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a registration: whoever floods it must not slow the others down."""
+        size = registration.MAX_BODY_BYTES
+        request = await self._read(scope, receive, send, Dialect.OPENAI, size)
+        if request is None:
+            return
+        try:
+            await send_answer(await register_device(self._front.devices, request), send)
+        except Exception:
+            # The outermost edge: the caller gets a code, the log the trace.
+            _log.exception("request_failed", path=REGISTER_PATH)
+            await _send_internal_error(self._pipeline, scope, send)
+
+    async def _read(
+        self, scope: Scope, receive: Receive, send: Send, dialect: Dialect, max_body_bytes: int
+    ) -> HttpRequest | None:
+        """Return the request, read to its end; None when it is refused already, or was cut."""
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                return await read_request(scope, receive, self._addresses, max_body_bytes)
+        except ClientLeftError:
+            return None
+        except TimeoutError:
+            refusal = Refusal(Reason.INVALID_REQUEST, "The body did not arrive in time.")
+        except Refusal as given:
+            refusal = given
+        # The rest of it is not read, so that its connection must close.
         request_id = self._pipeline.new_request_id()
-        await send_answer(refused(refusal, api.dialect, request_id), send, closes=True)
+        await send_answer(refused(refusal, dialect, request_id), send, closes=True)
+        return None
 
 
 class DisconnectWatch:

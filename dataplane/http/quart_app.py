@@ -1,6 +1,6 @@
 """Quart serves every path; its views only turn requests into values and answers into responses."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import cast
 
@@ -14,22 +14,27 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from dataplane.domain.client_addresses import ClientAddresses
 from dataplane.domain.refusals import Reason, Refusal
 from dataplane.http.completions import APIS, CompletionApi, completion
+from dataplane.http.devices import check_announced_length, my_device, register_device
 from dataplane.http.errors import refused
 from dataplane.http.exchange import HttpAnswer, HttpRequest
+from dataplane.http.front import Front
 from dataplane.http.health import Health
 from dataplane.http.models import get_model, list_models
 from dataplane.http.reading import (
     MAX_BODY_BYTES,
+    Scope,
     check_length,
     dialect_of,
     headers_of,
     peer_of,
     too_large,
 )
+from dataplane.http.usage import OwnNumbers, quota, usage_stats, usage_summary
 from dataplane.pipeline import Pipeline
 
 _log = structlog.get_logger(__name__)
 _HELD = "tollkeeper.held"
+_Answerer = Callable[[OwnNumbers, HttpRequest], Awaitable[HttpAnswer]]
 _REASONS = {
     404: (Reason.NOT_FOUND, "There is no such path."),
     405: (Reason.METHOD_NOT_ALLOWED, "This path does not take that method."),
@@ -47,39 +52,65 @@ class HoldingConnection(ASGIHTTPConnection):
             await super().handle_request(request, send)
 
 
-def quart_app(pipeline: Pipeline, health: Health, addresses: ClientAddresses) -> Quart:
+def quart_app(front: Front) -> Quart:
     """Return the application with every path of the data plane."""
     app = Quart("dataplane", static_folder=None)
     app.asgi_http_class = HoldingConnection
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.config["RESPONSE_TIMEOUT"] = None  # streams last for hours
-    _add_completions(app, pipeline, addresses)
-    _add_models(app, pipeline, addresses)
-    _add_health(app, health)
-    _add_errors(app, pipeline)
+    _add_completions(app, front)
+    _add_models(app, front)
+    _add_devices(app, front)
+    _add_numbers(app, front)
+    _add_health(app, front.health)
+    _add_errors(app, front.pipeline)
     return app
 
 
-def _add_completions(app: Quart, pipeline: Pipeline, addresses: ClientAddresses) -> None:
+def _add_completions(app: Quart, front: Front) -> None:
     for api in APIS:
 
         async def view(api: CompletionApi = api) -> Response:
             stack = cast("dict[str, AsyncExitStack]", request.scope)[_HELD]
-            value = await _value(addresses)
-            answer = await stack.enter_async_context(completion(pipeline, api, value))
+            value = await _value(front.addresses)
+            answer = await stack.enter_async_context(completion(front, api, value))
             return _response(answer)
 
         app.add_url_rule(api.path, f"completion {api.path}", view, methods=["POST"])
 
 
-def _add_models(app: Quart, pipeline: Pipeline, addresses: ClientAddresses) -> None:
+def _add_models(app: Quart, front: Front) -> None:
     @app.get("/v1/models")
     async def models() -> Response:
-        return _response(list_models(pipeline, await _value(addresses)))
+        return _response(list_models(front.pipeline, await _value(front.addresses)))
 
     @app.get("/v1/models/<path:model>")
     async def model(model: str) -> Response:
-        return _response(get_model(pipeline, await _value(addresses), model))
+        return _response(get_model(front.pipeline, await _value(front.addresses), model))
+
+
+def _add_devices(app: Quart, front: Front) -> None:
+    @app.post("/v1/devices/register")
+    async def register() -> Response:
+        check_announced_length(headers_of(request.scope["headers"]))
+        return _response(await register_device(front.devices, await _value(front.addresses)))
+
+    @app.get("/v1/devices/me")
+    async def me() -> Response:
+        return _response(my_device(front.devices, await _value(front.addresses)))
+
+
+def _add_numbers(app: Quart, front: Front) -> None:
+    for path, answer_to in (
+        ("/v1/usage/stats", usage_stats),
+        ("/v1/usage/summary", usage_summary),
+        ("/v1/llm/quota", quota),
+    ):
+
+        async def view(answer_to: _Answerer = answer_to) -> Response:
+            return _response(await answer_to(front.numbers, await _value(front.addresses)))
+
+        app.add_url_rule(path, f"numbers {path}", view, methods=["GET"])
 
 
 def _add_health(app: Quart, health: Health) -> None:
@@ -128,7 +159,7 @@ async def _value(addresses: ClientAddresses) -> HttpRequest:
     headers = headers_of(request.scope["headers"])
     check_length(headers)
     body = cast("bytes", await request.get_data(cache=False))
-    address = addresses.of(peer_of(request.scope), headers)
+    address = addresses.of(peer_of(cast("Scope", request.scope)), headers)
     return HttpRequest(request.method, request.path, headers, body, address)
 
 

@@ -21,16 +21,21 @@ class ClientLeftError(Exception):
     """The client closed its connection before its request was whole."""
 
 
-async def read_request(scope: Scope, receive: Receive, addresses: ClientAddresses) -> HttpRequest:
+async def read_request(
+    scope: Scope,
+    receive: Receive,
+    addresses: ClientAddresses,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> HttpRequest:
     """Return the request of `scope`, read to its end.
 
     Raises:
-        Refusal: REQUEST_TOO_LARGE beyond 10 MiB; INVALID_REQUEST for a length that two headers
+        Refusal: REQUEST_TOO_LARGE beyond `max_body_bytes`; INVALID_REQUEST for a length that two headers
             give (RFC 9112, section 6.1: a way to smuggle requests).
         ClientLeftError: It was cut.
     """
     headers = headers_of(scope["headers"])
-    check_length(headers)
+    check_length(headers, max_body_bytes)
     parts: list[bytes] = []
     size = 0
     while True:
@@ -39,8 +44,8 @@ async def read_request(scope: Scope, receive: Receive, addresses: ClientAddresse
             raise ClientLeftError
         part: bytes = message.get("body", b"")
         size += len(part)
-        if size > MAX_BODY_BYTES:
-            raise too_large()
+        if size > max_body_bytes:
+            raise too_large(max_body_bytes)
         if part:
             parts.append(part)
         if not message.get("more_body", False):
@@ -65,24 +70,28 @@ def headers_of(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return headers
 
 
-def check_length(headers: dict[str, str]) -> None:
+def check_length(headers: dict[str, str], max_body_bytes: int = MAX_BODY_BYTES) -> None:
     """Refuse a body that is announced as too large, or with two lengths."""
     length = headers.get("content-length")
     if length is None:
         return
     if "transfer-encoding" in headers:
         raise Refusal(Reason.INVALID_REQUEST, "The body's length is given twice.")
-    if length.isascii() and length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
-        raise too_large()
+    if length.isascii() and length.isdigit() and int(length[:20]) > max_body_bytes:
+        raise too_large(max_body_bytes)
 
 
-def too_large() -> Refusal:
+def too_large(max_body_bytes: int = MAX_BODY_BYTES) -> Refusal:
     """Return the refusal of a body that is beyond what is taken."""
     return Refusal(
         Reason.REQUEST_TOO_LARGE,
-        "The body is larger than 10 MiB.",
-        details={"limit_bytes": MAX_BODY_BYTES},
+        f"The body is larger than {_size(max_body_bytes)}.",
+        details={"limit_bytes": max_body_bytes},
     )
+
+
+def _size(count_bytes: int) -> str:
+    return f"{count_bytes >> 20} MiB" if count_bytes >= 1 << 20 else f"{count_bytes >> 10} KiB"
 
 
 def dialect_of(path: str, headers: MutableMapping[str, str] | dict[str, str]) -> Dialect:

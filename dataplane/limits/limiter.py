@@ -6,7 +6,6 @@ Requests in flight go on, and what they took is written when Redis is back.
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
 from typing import Final, Self
 
 from dataplane.domain.breaker import BreakerState
@@ -21,6 +20,7 @@ from dataplane.domain.limiting import (
     Standing,
     Unit,
 )
+from dataplane.domain.quotas import LayerBalance
 from dataplane.limits.batcher import Batcher
 from dataplane.limits.connection import TIMEOUT_SECONDS, RedisConnection
 from dataplane.limits.counters import DEFAULT_HASH_TAG, LEASE_MS, Binder, Keyspace
@@ -47,23 +47,6 @@ _YOUNG_SECONDS: Final = HEARTBEAT_SECONDS / 2
 _HEARTBEATS_A_TURN: Final = 200
 # For calls that no request waits on; longer than a breaker takes to close again.
 _PATIENCE_SECONDS: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class LayerBalance:
-    """What one layer has counted in its current window or period.
-
-    Attributes:
-        layer: The layer.
-        settled: Spent, or counted, in the layer's unit.
-        held: Reserved by requests in flight; spend layers only, else 0.
-        period_id: The period it is about; empty for rolling and parallel layers.
-    """
-
-    layer: Layer
-    settled: int
-    held: int
-    period_id: str
 
 
 class Limiter:
@@ -228,13 +211,14 @@ class Limiter:
                 break
         else:
             raise LimitsUnavailable(f"balances ended as {Outcome(answer[0]).name.lower()}")
-        _, _, nexts, pairs = answer
+        _, _, nexts, pairs, resets = answer
         return tuple(
             LayerBalance(
                 layer=layer,
                 settled=pairs[2 * index],
                 held=pairs[2 * index + 1],
                 period_id=bound.period_ids[index][nexts >> index & 1],
+                resets_at_ms=resets[index] or None,
             )
             for index, layer in enumerate(plan.layers)
         )

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import pytest
 from structlog.testing import capture_logs
 from tollkeeper.config.v1 import resources_pb2
 from tollkeeper.usage.v1 import usage_service_pb2 as pb
-from tollkeeper.usage.v1 import usage_service_pb2_grpc as pb_grpc
 
 from dataplane.bills import Reporter
 from dataplane.control.spool import Spool
@@ -22,58 +21,16 @@ from dataplane.control.spool_recovery import Recovered
 from dataplane.control.usage import Pace, UsageReporter
 from dataplane.control.usage_records import DIALECTS, SOURCES, STATES, record_from
 from dataplane.domain.calls import Dialect, UsageSource, UsageState
+from tests.control.ledger import Context, Ledger, take
 from tests.control.usage_events import until, usage_event
 
 _TOKEN = "node-token-that-is-long-enough-for-anybody"
 _PACE = Pace(gathering=0.01, back_off=0.02)
-_Context = grpc.aio.ServicerContext[pb.ReportUsageRequest, pb.ReportUsageResponse]
-_Answer = Callable[[pb.ReportUsageRequest, _Context], Awaitable[bool]]
-
-
-async def _take(_request: pb.ReportUsageRequest, _context: _Context) -> bool:
-    return True
-
-
-class _Ledger(pb_grpc.UsageServiceServicer):
-    """A control plane whose answers a test chooses: acknowledge, stay silent, or end the stream."""
-
-    def __init__(self) -> None:
-        self.answer: _Answer = _take
-        self.batches: list[pb.ReportUsageRequest] = []
-        self.taken: list[str] = []
-        self.tokens: set[str] = set()
-        self.streams = 0
-        self.address = ""
-        self._server: grpc.aio.Server | None = None
-
-    async def ReportUsage(  # noqa: N802 - named by the contract
-        self, request_iterator: AsyncIterator[pb.ReportUsageRequest], context: _Context
-    ) -> AsyncIterator[pb.ReportUsageResponse]:
-        self.streams += 1
-        metadata = dict(context.invocation_metadata() or ())
-        self.tokens.add(str(metadata.get("authorization")))
-        async for request in request_iterator:
-            self.batches.append(request)
-            if await self.answer(request, context):
-                self.taken += [record.request_id for record in request.records]
-                yield pb.ReportUsageResponse(batch_id=request.batch_id)
-
-    async def start(self) -> None:
-        self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-        pb_grpc.add_UsageServiceServicer_to_server(self, self._server)
-        port = self._server.add_insecure_port(self.address or "127.0.0.1:0")
-        self.address = f"127.0.0.1:{port}"
-        await self._server.start()
-
-    async def die(self) -> None:
-        if self._server is not None:
-            server, self._server = self._server, None
-            await server.stop(None)
 
 
 @pytest.fixture
-async def ledger() -> AsyncIterator[_Ledger]:
-    ledger = _Ledger()
+async def ledger() -> AsyncIterator[Ledger]:
+    ledger = Ledger()
     await ledger.start()
     yield ledger
     await ledger.die()
@@ -97,7 +54,7 @@ def _close(reporter: Reporter, count: int) -> list[str]:
 
 
 async def test_every_request_is_delivered_in_order_and_leaves_the_disk(
-    tmp_path: Path, ledger: _Ledger
+    tmp_path: Path, ledger: Ledger
 ) -> None:
     reporter = _reporter(tmp_path, ledger.address)
     reporter.start()
@@ -117,7 +74,7 @@ async def test_every_request_is_delivered_in_order_and_leaves_the_disk(
     assert os.listdir(tmp_path) == ["lock"]
 
 
-async def test_requests_that_end_together_share_a_batch(tmp_path: Path, ledger: _Ledger) -> None:
+async def test_requests_that_end_together_share_a_batch(tmp_path: Path, ledger: Ledger) -> None:
     reporter = _reporter(tmp_path, ledger.address, pace=Pace(gathering=0.2))
     reporter.start()
     for _ in range(5):
@@ -129,9 +86,9 @@ async def test_requests_that_end_together_share_a_batch(tmp_path: Path, ledger: 
 
 
 async def test_what_was_not_acknowledged_is_sent_again_after_the_server_died(
-    tmp_path: Path, ledger: _Ledger
+    tmp_path: Path, ledger: Ledger
 ) -> None:
-    async def first_only(request: pb.ReportUsageRequest, _context: _Context) -> bool:
+    async def first_only(request: pb.ReportUsageRequest, _context: Context) -> bool:
         return request.batch_id == 1
 
     ledger.answer = first_only
@@ -140,7 +97,7 @@ async def test_what_was_not_acknowledged_is_sent_again_after_the_server_died(
     ids = _close(reporter, 1_300)
     await until(lambda: len(ledger.batches) == 3 and reporter.unreported_records == 800)
     await ledger.die()
-    ledger.answer = _take
+    ledger.answer = take
     await ledger.start()
     await until(lambda: reporter.unreported_records == 0)
     assert ledger.taken == ids
@@ -148,10 +105,10 @@ async def test_what_was_not_acknowledged_is_sent_again_after_the_server_died(
     await reporter.aclose(1)
 
 
-async def test_at_most_four_batches_are_on_the_way(tmp_path: Path, ledger: _Ledger) -> None:
+async def test_at_most_four_batches_are_on_the_way(tmp_path: Path, ledger: Ledger) -> None:
     go_on = asyncio.Event()
 
-    async def later(_request: pb.ReportUsageRequest, _context: _Context) -> bool:
+    async def later(_request: pb.ReportUsageRequest, _context: Context) -> bool:
         return await go_on.wait()
 
     ledger.answer = later
@@ -168,12 +125,12 @@ async def test_at_most_four_batches_are_on_the_way(tmp_path: Path, ledger: _Ledg
 
 
 async def test_a_control_plane_that_says_nothing_is_left_for_the_next(
-    tmp_path: Path, ledger: _Ledger
+    tmp_path: Path, ledger: Ledger
 ) -> None:
-    async def silent(_request: pb.ReportUsageRequest, _context: _Context) -> bool:
+    async def silent(_request: pb.ReportUsageRequest, _context: Context) -> bool:
         return False
 
-    other = _Ledger()
+    other = Ledger()
     await other.start()
     ledger.answer = silent
     pace = Pace(gathering=0.01, acknowledgement=0.2, back_off=0.02)
@@ -188,11 +145,11 @@ async def test_a_control_plane_that_says_nothing_is_left_for_the_next(
 
 
 async def test_an_acknowledgement_out_of_order_counts_for_nothing(
-    tmp_path: Path, ledger: _Ledger
+    tmp_path: Path, ledger: Ledger
 ) -> None:
     taken = 0
 
-    async def ahead(request: pb.ReportUsageRequest, context: _Context) -> bool:
+    async def ahead(request: pb.ReportUsageRequest, context: Context) -> bool:
         nonlocal taken
         taken += 1
         request.batch_id += taken == 1
@@ -210,7 +167,7 @@ async def test_an_acknowledgement_out_of_order_counts_for_nothing(
 
 
 async def test_usage_of_an_outage_is_delivered_after_it_from_memory_and_disk(
-    tmp_path: Path, ledger: _Ledger
+    tmp_path: Path, ledger: Ledger
 ) -> None:
     await ledger.die()
     reporter = _reporter(tmp_path, ledger.address, max_events_in_memory=600)
@@ -226,7 +183,7 @@ async def test_usage_of_an_outage_is_delivered_after_it_from_memory_and_disk(
     await reporter.aclose(1)
 
 
-async def test_what_an_earlier_process_left_is_delivered(tmp_path: Path, ledger: _Ledger) -> None:
+async def test_what_an_earlier_process_left_is_delivered(tmp_path: Path, ledger: Ledger) -> None:
     spool, _ = Spool.open(tmp_path)
     finished, died = usage_event(), usage_event(UsageState.ABANDONED)
     spool.append_open(died)
@@ -260,7 +217,7 @@ async def test_an_abandoned_request_stays_abandoned_when_nobody_could_be_told(
 
 
 async def test_closing_delivers_what_it_can_and_leaves_the_rest(
-    tmp_path: Path, ledger: _Ledger
+    tmp_path: Path, ledger: Ledger
 ) -> None:
     reporter = _reporter(tmp_path, ledger.address, pace=Pace(gathering=0.05))
     reporter.start()
@@ -278,11 +235,11 @@ async def test_closing_delivers_what_it_can_and_leaves_the_rest(
 
 
 async def test_a_record_that_the_ledger_never_takes_is_put_aside_and_the_others_arrive(
-    tmp_path: Path, ledger: _Ledger
+    tmp_path: Path, ledger: Ledger
 ) -> None:
     bad: set[str] = set()
 
-    async def picky(request: pb.ReportUsageRequest, context: _Context) -> bool:
+    async def picky(request: pb.ReportUsageRequest, context: Context) -> bool:
         if bad & {record.request_id for record in request.records}:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "ip makes no sense")
         return True
@@ -303,7 +260,7 @@ async def test_a_record_that_the_ledger_never_takes_is_put_aside_and_the_others_
 
 
 async def test_endless_texts_are_cut_and_a_batch_stays_small(
-    tmp_path: Path, ledger: _Ledger
+    tmp_path: Path, ledger: Ledger
 ) -> None:
     reporter = _reporter(tmp_path, ledger.address)
     text = "\N{SNOWMAN}" * 2_000

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from dataplane.domain.limiting import SubjectKind, Unit, Window, plan_of
-from dataplane.limits.operations import Outcome
+from dataplane.limits.operations import Balance, Outcome
 from tests.limits.driver import NOON_MS, Driver
 from tests.limits.plans import SLOT_MS, WINDOW_MS, layer, only, shadowed
 
@@ -302,6 +302,36 @@ def an_admit_whose_caller_has_left_does_nothing(driver: Driver) -> None:
     assert driver.reservations() == set()
 
 
+def a_balance_tells_when_all_of_it_is_back(driver: Driver) -> None:
+    plan = plan_of(
+        [
+            layer(Unit.REQUESTS, Window.MINUTE, 9),
+            layer(Unit.TOKENS, Window.MINUTE, 90),
+            layer(Unit.REQUESTS, Window.DAY, 9),
+            layer(Unit.SPEND, Window.TOTAL, 9),
+            layer(Unit.PARALLEL, Window.NONE, 9),
+        ]
+    )
+    assert driver.resets(plan) == [0, 0, MIDNIGHT_MS, 0, 0]
+    assert driver.admit("a", plan, tokens=60)[0] == Outcome.OK
+    driver.tick(SLOT_MS)
+    assert driver.admit("b", plan, tokens=30)[0] == Outcome.OK
+    second_ms = NOON_MS + SLOT_MS + SLOT_MS + WINDOW_MS
+    assert driver.resets(plan) == [second_ms, second_ms, MIDNIGHT_MS, 0, 0]
+    assert driver.settle("b", tokens=0)[0] == Outcome.OK
+    assert driver.resets(plan)[:2] == [second_ms, NOON_MS + SLOT_MS + WINDOW_MS]
+
+    driver.set_clock(second_ms - 1)
+    assert driver.resets(plan)[:2] == [second_ms, 0]
+    driver.tick(1)
+    assert driver.resets(plan)[:2] == [0, 0]
+
+    driver.set_clock(MIDNIGHT_MS)
+    yesterday = driver.bind(plan, MIDNIGHT_MS - 1)
+    crossed = driver.call(Balance(yesterday)).answers[0]
+    assert crossed[4] == [0, 0, MIDNIGHT_MS + 86_400_000, 0, 0]
+
+
 def a_shadow_layer_counts_and_never_refuses(driver: Driver) -> None:
     plan = plan_of(
         [
@@ -376,6 +406,7 @@ CASES: Final[tuple[Case, ...]] = (
     a_slot_whose_owner_died_is_free_after_one_lease,
     a_heartbeat_keeps_a_slot_and_does_not_take_back_a_lost_one,
     an_admit_whose_caller_has_left_does_nothing,
+    a_balance_tells_when_all_of_it_is_back,
     a_shadow_layer_counts_and_never_refuses,
     the_largest_amounts_are_exact_to_the_unit,
     keys_expire_after_what_they_count,

@@ -143,10 +143,19 @@ class Driver:
 
     def balances(self, *plans: LayerPlan) -> list[tuple[int, int]]:
         """Return (settled, held) per layer of the plans."""
+        return self.balances_and_resets(*plans)[0]
+
+    def resets(self, *plans: LayerPlan) -> list[int]:
+        """Return when each layer of the plans is whole again; 0 for never."""
+        return self.balances_and_resets(*plans)[1]
+
+    def balances_and_resets(self, *plans: LayerPlan) -> tuple[list[tuple[int, int]], list[int]]:
+        """Return what `balances` and `resets` return, of one instant."""
         answers = self.call(*(Balance(self.bind(plan)) for plan in plans)).answers
         assert [answer[0] for answer in answers] == [Outcome.OK] * len(plans)
         flat = [amount for answer in answers for amount in answer[3]]
-        return list(zip(flat[::2], flat[1::2], strict=True))
+        resets = [instant for answer in answers for instant in answer[4]]
+        return list(zip(flat[::2], flat[1::2], strict=True)), resets
 
     def reservations(self) -> set[str]:
         """Return the requests that have a reservation or a tombstone."""

@@ -91,6 +91,16 @@ class Model:
             return sum(entry.is_request for entry in counted), 0
         return sum(entry.tokens for entry in counted), 0
 
+    def resets_at_ms(self, layer: Layer) -> int:
+        """Return when everything that a layer has counted is back; 0 where time gives nothing back."""
+        if layer.kind is LayerKind.PARALLEL:
+            return 0
+        if layer.kind is not LayerKind.ROLLING:
+            end_ms = periods_at(layer.window, layer.time_zone, self.now_ms).end_ms
+            return 0 if end_ms == FOREVER_MS else end_ms
+        counted = [entry.counts_until_ms for entry, amount in self.rolling(layer) if amount]
+        return max(counted, default=0)
+
     def reset_ms(self, layer: Layer, amount: int) -> int:
         """Return when a layer has room for `amount`, or is empty again if it has room now."""
         if layer.kind is LayerKind.PARALLEL:

@@ -16,8 +16,9 @@ from dataplane.domain.limiting import (
     Window,
     plan_of,
 )
+from dataplane.domain.periods import periods_at
 from dataplane.limits.limiter import Limiter
-from tests.limits.plans import USD, layer, only, shadowed
+from tests.limits.plans import SLOT_MS, USD, WINDOW_MS, layer, only, shadowed
 from tests.limits.probe import Probe
 
 PLAN = plan_of(
@@ -41,6 +42,31 @@ async def test_a_request_holds_its_demand_until_it_is_settled(probe: Probe) -> N
 
     assert await probe.balances(PLAN) == [(USD, 0), (1, 0), (100, 0), (0, 0)]
     assert probe.reservation("a") is None
+
+
+async def test_a_balance_says_when_all_of_a_layer_is_back(probe: Probe) -> None:
+    plan = plan_of(
+        [
+            layer(Unit.REQUESTS, Window.MINUTE, 9),
+            layer(Unit.REQUESTS, Window.DAY, 9),
+            layer(Unit.SPEND, Window.TOTAL, 9),
+            layer(Unit.PARALLEL, Window.NONE, 9),
+        ]
+    )
+    before = await probe.limiter.balances(plan)
+    reservation = await probe.reserve("a", plan)
+
+    after = await probe.limiter.balances(plan)
+
+    day = periods_at(Window.DAY, "UTC", reservation.admitted_at_ms)
+    assert [each.resets_at_ms for each in before] in (
+        [None, day.end_ms, None, None],
+        [None, day.start_ms, None, None],  # midnight came between
+    )
+    minute, *others = [each.resets_at_ms for each in after]
+    assert minute is not None
+    assert WINDOW_MS < minute - reservation.admitted_at_ms <= WINDOW_MS + SLOT_MS
+    assert others in ([day.end_ms, None, None], [day.next_end_ms, None, None])
 
 
 async def test_a_second_settle_or_release_changes_nothing(probe: Probe) -> None:

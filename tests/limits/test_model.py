@@ -1,6 +1,6 @@
 """A model and the script, driven side by side through every order of events.
 
-After each step the answers, the balances, the reservations and the leases are equal,
+After each step the answers, the balances and resets, the reservations and the leases are equal,
 and promises L1 to L4 hold; equality after a refusal is L5, after a repetition L6.
 """
 
@@ -193,7 +193,9 @@ class LimiterMachine(RuleBasedStateMachine):
     @invariant()
     def both_count_the_same(self) -> None:
         layers = [each for plan in self.plans for each in plan.layers]
-        assert self.driver.balances(*self.plans) == [self.model.balance(each) for each in layers]
+        balances, resets = self.driver.balances_and_resets(*self.plans)
+        assert balances == [self.model.balance(each) for each in layers]
+        assert resets == [self.model.resets_at_ms(each) for each in layers]
         assert self.driver.limiter_now_ms == self.model.now_ms
         assert self.driver.reservations() == self.model.reservations()
         assert self.driver.leases() == self.model.leases()

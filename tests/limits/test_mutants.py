@@ -120,6 +120,24 @@ MUTANTS = (
         boundaries.a_denied_request_changes_no_counter_of_any_layer,
     ),
     Mutant(
+        "a rolling window that is back one slot early",
+        "return (newest + SLOTS + 1) * slot_ms",
+        "return (newest + SLOTS) * slot_ms",
+        boundaries.a_balance_tells_when_all_of_it_is_back,
+    ),
+    Mutant(
+        "a settled slot that keeps a window from being whole",
+        "if tonumber(fields[i + 1]) > 0 then newest",
+        "if true then newest",
+        boundaries.a_balance_tells_when_all_of_it_is_back,
+    ),
+    Mutant(
+        "the end of yesterday after midnight",
+        "resets_at = KEYS[base + layer[2] + 1], nexts + 2 ^ (i - 1), layer[7]",
+        "resets_at = KEYS[base + layer[2] + 1], nexts + 2 ^ (i - 1), layer[6]",
+        boundaries.a_balance_tells_when_all_of_it_is_back,
+    ),
+    Mutant(
         "numbers written by Lua's own conversion",
         'return string.format("%d", number)',
         "return tostring(number)",

@@ -7,7 +7,8 @@ from multiprocessing import get_context
 
 import pytest
 
-from dataplane.limits.limiter import LayerBalance, Limiter
+from dataplane.domain.quotas import LayerBalance
+from dataplane.limits.limiter import Limiter
 from tests.limits import race
 from tests.limits.race import Tally, Task
 

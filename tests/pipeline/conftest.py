@@ -12,9 +12,12 @@ import pytest
 import pytest_asyncio
 
 from dataplane.bills import BillBook
+from dataplane.control.enrollment import Enrollment
+from dataplane.control.sightings import Sightings
+from dataplane.control.user_usage import UserUsageClient
 from dataplane.domain.calls import Dialect, UsageEvent
-from dataplane.domain.credentials import check_of
 from dataplane.domain.client_addresses import ClientAddresses
+from dataplane.domain.credentials import check_of
 from dataplane.domain.limiting import LayerPlan, SubjectKind
 from dataplane.domain.prices import Price, PriceBook
 from dataplane.domain.principals import (
@@ -29,10 +32,14 @@ from dataplane.domain.providers import Provider, Router, Rule
 from dataplane.domain.refusals import Reason, Refusal
 from dataplane.domain.snapshot import Position, Snapshot
 from dataplane.embedded_redis import RunningRedis
+from dataplane.http.device_desk import DeviceDesk
 from dataplane.http.entry import AsgiApp, Entry
 from dataplane.http.errors import status_of
+from dataplane.http.front import Front
 from dataplane.http.health import Health
 from dataplane.http.quart_app import quart_app
+from dataplane.http.usage import OwnNumbers
+from dataplane.limits.guards import Guards
 from dataplane.limits.limiter import Limiter
 from dataplane.mock.server import MockServer
 from dataplane.mock.server import serve as serve_mock
@@ -44,6 +51,7 @@ from dataplane.upstream.transport import AiohttpTransport
 from tests.pipeline.scripted import ScriptedProvider
 
 Condition = Callable[[], bool]
+NODE_TOKEN = "node-token-of-these-tests-0123456789"
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 _HEAD = "tk_live_abcdefghijkl_" + "S" * 43
 KEY = _HEAD + check_of(_HEAD)
@@ -123,6 +131,7 @@ class DataPlane:
     mock: MockServer
     stop: asyncio.Event
     server: asyncio.Task[None]
+    front: Front
     client: httpx.AsyncClient = field(repr=False)
 
     def use(self, snapshot: Snapshot) -> None:
@@ -198,18 +207,24 @@ def trusts_loopback() -> bool:
     return False
 
 
+@pytest.fixture
+def control_plane_address() -> str:
+    """Where registrations and sums are asked for; nobody is there unless a test has a scripted one."""
+    return "127.0.0.1:1"
+
+
 @pytest_asyncio.fixture
 async def data_plane(
     redis_server: RunningRedis,
     way_in: str,
     drain_seconds: float,
     trusts_loopback: bool,
+    control_plane_address: str,
     request: pytest.FixtureRequest,
 ) -> AsyncIterator[DataPlane]:
     mock = await serve_mock("127.0.0.1", 0)
-    limiter = await Limiter.connect(
-        redis_server.url, hash_tag=f"{{{abs(hash(request.node.nodeid)):x}}}"
-    )
+    hash_tag = f"{{{abs(hash(request.node.nodeid)):x}}}"
+    limiter = await Limiter.connect(redis_server.url, hash_tag=hash_tag)
     records, configuration = Records(), Configuration(snapshot_of(mock.url))
 
     def clock_ms() -> int:
@@ -218,11 +233,19 @@ async def data_plane(
     upstreams = Upstreams(AiohttpTransport(AllowedAddresses(LOOPBACK)))
     bills = BillBook(records, "node-1", clock_ms, status_of)
     pipeline = Pipeline(configuration, limiter, upstreams, bills, clock_ms)
-    health = Health(pipeline, "0.1.0", lambda: limiter.state.value, lambda: 0)
+    guards = Guards(redis_server.url, lambda: limiter.is_available, hash_tag=hash_tag)
+    enrollment = Enrollment([control_plane_address], NODE_TOKEN, "node-1")
+    user_usages = UserUsageClient([control_plane_address], NODE_TOKEN)
+    front = Front(
+        pipeline,
+        ClientAddresses(LOOPBACK if trusts_loopback else ()),
+        Health(pipeline, "0.1.0", lambda: limiter.state.value, lambda: 0),
+        DeviceDesk(pipeline, guards, enrollment, Sightings()),
+        OwnNumbers(pipeline, limiter, user_usages),
+    )
     # Quart names the same scope and messages by classes of its server.
-    addresses = ClientAddresses(LOOPBACK if trusts_loopback else (), "x-forwarded-for")
-    quart = cast("AsgiApp", quart_app(pipeline, health, addresses))
-    app = Entry(pipeline, addresses, quart) if way_in == "entry" else quart
+    quart = cast("AsgiApp", quart_app(front))
+    app = Entry(front, quart) if way_in == "entry" else quart
     sock, stop = listen("127.0.0.1", 0), asyncio.Event()
     base_url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     server = asyncio.create_task(serve(app, sock, stop, drain_seconds))
@@ -236,10 +259,13 @@ async def data_plane(
         verify=False,  # noqa: S501
     ) as client:
         yield DataPlane(
-            base_url, pipeline, limiter, records, configuration, mock, stop, server, client
+            base_url, pipeline, limiter, records, configuration, mock, stop, server, front, client
         )
     stop.set()
     await server
+    await enrollment.aclose()
+    await user_usages.aclose()
+    await guards.aclose()
     await upstreams.aclose()
     await limiter.aclose(1.0)
     await mock.close()
