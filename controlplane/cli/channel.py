@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 
 # The library would write lines of its own to stderr, where one sentence belongs. It reads this once, when imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -16,6 +16,10 @@ from controlplane.cli.output import fail
 DEADLINE_S: Final = 10.0
 # Pages of long rules and records; the library's own bound is 4 MiB.
 _MOST_RECEIVED_BYTES: Final = 64 * 1024 * 1024
+
+
+class ControlPlaneError(Exception):
+    """A control plane refused a call or could not be asked; the text is a sentence for the user."""
 
 
 class _CallDetails(NamedTuple):
@@ -55,11 +59,25 @@ class _Caller(grpc.UnaryUnaryClientInterceptor):
 @contextmanager
 def open_channel(settings: AdminSettings) -> Iterator[grpc.Channel]:
     """Open a channel for one command; failed calls inside the block end the program with exit code 1."""
+    try:
+        with connected(settings) as channel:
+            yield channel
+    except ControlPlaneError as error:
+        fail(str(error))
+
+
+@contextmanager
+def connected(settings: AdminSettings) -> Iterator[grpc.Channel]:
+    """Open a channel that authenticates each call and bounds it.
+
+    Raises:
+        ControlPlaneError: A call inside the block failed, or no call can be made with these settings.
+    """
     with _transport(settings) as channel:
         try:
             yield grpc.intercept_channel(channel, _Caller(settings.token))
         except grpc.RpcError as error:
-            _explain(error, settings)
+            raise ControlPlaneError(_explanation(error, settings)) from None
 
 
 def _transport(settings: AdminSettings) -> grpc.Channel:
@@ -68,12 +86,14 @@ def _transport(settings: AdminSettings) -> grpc.Channel:
         try:
             root = settings.ca_path.read_bytes()
         except OSError as error:
-            fail(f"TOLLKEEPER_CA: {settings.ca_path} cannot be read: {type(error).__name__}")
+            raise ControlPlaneError(
+                f"TOLLKEEPER_CA: {settings.ca_path} cannot be read: {type(error).__name__}"
+            ) from None
         return grpc.secure_channel(
             str(settings.address), grpc.ssl_channel_credentials(root), options
         )
     if not is_loopback(settings.address.host):
-        fail(
+        raise ControlPlaneError(
             f"the token is not sent in clear to {settings.address}: "
             "set TOLLKEEPER_CA to the root of the control plane's certificate"
         )
@@ -81,24 +101,24 @@ def _transport(settings: AdminSettings) -> grpc.Channel:
     return grpc.insecure_channel(str(settings.address), [*options, ("grpc.enable_http_proxy", 0)])
 
 
-def _explain(error: grpc.RpcError, settings: AdminSettings) -> NoReturn:
-    """Say what a failed call means: refused by the control plane, or never answered by it."""
+def _explanation(error: grpc.RpcError, settings: AdminSettings) -> str:
+    """Return what a failed call means: refused by the control plane, or never answered by it."""
     code = error.code()
     message = error.details() or ""
     reason, fields = _refusal(error)
     if reason is None and code is grpc.StatusCode.UNAVAILABLE:
-        fail(
+        return (
             f"cannot reach the control plane at {settings.address} ({message}): is it running, and is "
             "TOLLKEEPER_ADMIN_ADDRESS right"
             + (", and TOLLKEEPER_CA its root?" if settings.ca_path else "?")
         )
     if reason is None and code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        fail(
+        return (
             f"the control plane at {settings.address} did not answer in time; "
             "a change may have been made: look before you repeat it"
         )
     suffix = f" (field {', '.join(fields)})" if fields else ""
-    fail(f"refused: {(reason or code.name).lower()}: {message}{suffix}")
+    return f"refused: {(reason or code.name).lower()}: {message}{suffix}"
 
 
 def _refusal(error: grpc.RpcError) -> tuple[str | None, list[str]]:

@@ -1,30 +1,26 @@
-"""`tollkeeper chat`: one message to a model, through the gateway."""
+"""`tollkeeper chat`: messages to a model, through the gateway."""
 
-import json
+import contextlib
 import sys
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn
-from urllib.parse import urlsplit
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 
-from controlplane.cli.connection import ClientSettings, client_settings, is_loopback
-from controlplane.cli.lazy_modules import imported_on_use
-from controlplane.cli.output import fail, printable
-
-if TYPE_CHECKING:
-    import httpx
-    import httpx_sse
-else:
-    httpx = imported_on_use("httpx")
-    httpx_sse = imported_on_use("httpx_sse")
+from controlplane.cli.connection import ClientSettings, client_settings
+from controlplane.cli.conversation import Conversation
+from controlplane.cli.gateway import CallError, explained, open_gateway
+from controlplane.cli.line_editing import typed_lines
+from controlplane.cli.output import fail, note
+from controlplane.cli.profile import ProfileError, prepared_path
+from controlplane.cli.secret_input import secret_from_stdin
 
 # The mock provider of `tollkeeper dev`, which has it always.
 DEFAULT_MODEL: Final = "mock-echo"
-_CONNECT_S: Final = 5.0
-# Models that reason may be silent for minutes.
-_SILENCE_S: Final = 300.0
 _MOST_STDIN_CHARACTERS: Final = 10_000_000
+_HISTORY: Final = "chat-history"
+_PROMPT: Final = "> "
+_COMMANDS: Final = "/new begins anew, /model NAME asks another model, /exit or Ctrl-D ends"
 
 
 def chat(
@@ -35,27 +31,44 @@ def chat(
     stream: Annotated[
         bool, typer.Option("--stream", help="Print the answer as it arrives.")
     ] = False,
+    interactive: Annotated[
+        bool,
+        typer.Option(
+            "--interactive",
+            "-i",
+            help="Go on with a line at a time; the model is told what was said before.",
+        ),
+    ] = False,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            help="Call with this key; - reads it from stdin, out of others' sight.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Send a message to a model and print its answer."""
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": _message(message)}],
-        "stream": stream,
-    }
-    settings = client_settings()
+    """Send a message to a model and print its answer.
+
+    The gateway and the credential are those of TOLLKEEPER_URL and TOLLKEEPER_API_KEY, else of the
+    profile that `tollkeeper login` wrote. In an interactive chat /new begins anew, /model NAME asks
+    another model, and /exit or Ctrl-D ends.
+    """
+    if api_key == "-":
+        if message is None and not (interactive and sys.stdin.isatty()):
+            raise typer.BadParameter("stdin holds the key: give the message as an argument")
+        api_key = secret_from_stdin("--api-key", "API key: ")
+    settings = client_settings(api_key)
     try:
-        with _client(settings) as client:
-            if stream:
-                _stream(client, body)
-            else:
-                _answer(client, body)
-    except httpx.TimeoutException:
-        fail(f"the gateway at {settings.url} did not answer in time")
-    except (httpx.TransportError, httpx.InvalidURL, httpx_sse.SSEError) as error:
-        fail(
-            f"cannot talk to the gateway at {settings.url} ({error}): "
-            "is it running, and is TOLLKEEPER_URL right?"
-        )
+        if interactive:
+            _talk(settings, model, message, streams=stream)
+        else:
+            text = _message(message)
+            with open_gateway(settings.url, settings.credential) as client:
+                Conversation(client, model, streams=stream).say(text)
+    except CallError as error:
+        fail(str(error))
 
 
 def _message(given: str | None) -> str:
@@ -66,90 +79,62 @@ def _message(given: str | None) -> str:
     return sys.stdin.read(_MOST_STDIN_CHARACTERS)
 
 
-def _client(settings: ClientSettings) -> "httpx.Client":
-    if urlsplit(settings.url).scheme not in ("http", "https"):
-        raise typer.BadParameter("TOLLKEEPER_URL must begin with http:// or https://")
-    host = urlsplit(settings.url).hostname or ""
-    return httpx.Client(
-        base_url=settings.url,
-        headers={"authorization": f"Bearer {settings.api_key}"},
-        timeout=httpx.Timeout(_SILENCE_S, connect=_CONNECT_S),
-        # A proxy of the environment is for the world outside.
-        trust_env=not is_loopback(host),
-    )
+def _talk(settings: ClientSettings, model: str, first: str | None, *, streams: bool) -> None:
+    """Hold a conversation until the end of input.
+
+    A refusal is told and the conversation goes on; what was piped in ends with exit code 1 if a turn failed.
+    """
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        note(_COMMANDS)
+    has_failed = False
+    with (
+        open_gateway(settings.url, settings.credential) as client,
+        typed_lines(_history_path() if is_terminal else None, _PROMPT) as lines,
+    ):
+        conversation = Conversation(client, model, streams=streams)
+        if first is not None:
+            has_failed = not _say(conversation, settings, first)
+        for line in lines:
+            text = line.strip()
+            if text == "/exit":
+                break
+            if text.startswith("/"):
+                _obey(conversation, text)
+            elif text and not _say(conversation, settings, text):
+                has_failed = True
+    if has_failed and not is_terminal:
+        raise typer.Exit(1)
 
 
-def _answer(client: "httpx.Client", body: Mapping[str, object]) -> None:
-    response = client.post("/v1/chat/completions", json=body)
-    if response.status_code != httpx.codes.OK:
-        _refused(response)
-    content = _content(_json(response.text), "message")
-    if content is None:
-        fail("the gateway's answer is not a chat completion")
-    _print(content)
-    _print("\n")
-
-
-def _stream(client: "httpx.Client", body: Mapping[str, object]) -> None:
-    with httpx_sse.connect_sse(client, "POST", "/v1/chat/completions", json=body) as source:
-        if source.response.status_code != httpx.codes.OK:
-            source.response.read()
-            _refused(source.response)
-        try:
-            is_complete = _print_events(source.iter_sse())
-        except (httpx.RemoteProtocolError, httpx.ReadError):
-            is_complete = False
-    _print("\n")
-    if not is_complete:
-        fail("the answer was cut short")
-
-
-def _print_events(events: Iterable["httpx_sse.ServerSentEvent"]) -> bool:
-    """Print the pieces of an answer; return whether it came to its end."""
-    for event in events:
-        if event.data == "[DONE]":
-            return True
-        chunk = _json(event.data)
-        if isinstance(chunk, dict) and chunk.get("error"):
-            _print("\n")
-            fail(_refusal(chunk, None) or "refused: the stream holds an error without a message")
-        _print(_content(chunk, "delta") or "")
-    return False
-
-
-def _content(completion: object, part: str) -> str | None:
-    """Return the text of the first choice's `message` or `delta`; None when there is none."""
-    match completion:
-        case {"choices": [{**choice}, *_]}:
-            match choice.get(part):
-                case {"content": str(content)}:
-                    return content
-    return None
-
-
-def _refused(response: "httpx.Response") -> NoReturn:
-    code = response.headers.get("x-tollkeeper-error")
-    fail(_refusal(_json(response.text), code) or f"refused: HTTP {response.status_code}")
-
-
-def _refusal(body: object, code: str | None) -> str:
-    """Return the sentence for a refusal; empty when the body does not say what was refused."""
-    match body:
-        case {"error": {"message": str(message), **rest}}:
-            return (
-                f"refused: {code or rest.get('code') or rest.get('type') or 'unknown'}: {message}"
-            )
-    return f"refused: {code}" if code else ""
-
-
-def _json(text: str) -> object:
+def _say(conversation: Conversation, settings: ClientSettings, text: str) -> bool:
+    """Take one turn; return whether it was answered. Ctrl-C ends the turn, not the conversation."""
     try:
-        return json.loads(text)
-    except ValueError:
-        return None
+        with explained(settings.url):
+            conversation.say(text)
+    except CallError as error:
+        note(str(error))
+        return False
+    except KeyboardInterrupt:
+        note("interrupted")
+        return False
+    return True
 
 
-def _print(text: str) -> None:
-    """Print a piece of the answer at once. A terminal gets no control characters: a model wrote them."""
-    sys.stdout.write(printable(text, keep="\n\t") if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+def _obey(conversation: Conversation, command: str) -> None:
+    match command.split():
+        case ["/new"]:
+            conversation.forget()
+            note("a new conversation")
+        case ["/model", model]:
+            conversation.model = model
+            note(f"{model} answers from now on")
+        case _:
+            note(_COMMANDS)
+
+
+def _history_path() -> Path | None:
+    """Return where lines are kept, beside the profile; None where nothing can be kept."""
+    with contextlib.suppress(ProfileError):
+        return prepared_path().with_name(_HISTORY)
+    return None

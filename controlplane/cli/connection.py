@@ -1,4 +1,8 @@
-"""Where the services are and who is calling: settings from the environment, or what `dev` left on this machine."""
+"""Where the services are and who is calling.
+
+An administrator's settings come from the environment, or from what `dev` left on this machine. A client's come from the
+environment, then from the profile that `tollkeeper login` wrote, then from what `dev` left.
+"""
 
 import ipaddress
 import json
@@ -13,6 +17,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import typer
 
 from controlplane.cli.output import fail
+from controlplane.cli.profile import (
+    ClientCredential,
+    KeyCredential,
+    Profile,
+    ProfileError,
+    checked_url,
+    read_profile,
+)
 
 if TYPE_CHECKING:
     import grpc
@@ -20,6 +32,8 @@ if TYPE_CHECKING:
 DEFAULT_ADMIN_ADDRESS: Final = "127.0.0.1:50051"
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 
+_DEV_CREDENTIALS: Final = "credentials.json"
+_VISIBLE: Final = re.compile(r"[!-~]+", re.ASCII)
 _ADDRESS: Final = re.compile(
     r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})", re.ASCII
 )
@@ -47,10 +61,16 @@ class AdminSettings:
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """Which gateway to call, and with which key."""
+    """Which gateway to call, and with which credential."""
 
     url: str
-    api_key: str = field(repr=False)
+    credential: ClientCredential
+    # What said so, for people: `the environment`, or a file.
+    source: str
+
+
+class SetUpError(Exception):
+    """Something that is needed is not set up; the text is a sentence for the user and holds no secret."""
 
 
 @contextmanager
@@ -68,10 +88,22 @@ def admin_channel() -> "Iterator[grpc.Channel]":
 
 
 def admin_settings() -> AdminSettings:
+    """Return an administrator's settings; without them the program ends with exit code 1."""
+    try:
+        return find_admin_settings()
+    except SetUpError as error:
+        fail(str(error))
+
+
+def find_admin_settings() -> AdminSettings:
     """Return an administrator's settings.
 
     The address that stands beside a token is used with that token only: a token from the environment never goes to an
     address that some directory's file names.
+
+    Raises:
+        SetUpError: There is no token, or what `dev` left cannot be read.
+        BadParameter: A setting is not what it should be.
     """
     address = setting("ADMIN_ADDRESS")
     token = setting("ADMIN_TOKEN")
@@ -80,10 +112,10 @@ def admin_settings() -> AdminSettings:
         token = left.get("admin_token")
         address = address or left.get("admin_address")
     if token is None:
-        fail(
+        raise SetUpError(
             "no administrator's token: set TOLLKEEPER_ADMIN_TOKEN, or start `tollkeeper dev` in this directory"
         )
-    if not re.fullmatch(r"[!-~]+", token, re.ASCII):
+    if not _VISIBLE.fullmatch(token):
         raise typer.BadParameter("TOLLKEEPER_ADMIN_TOKEN holds characters that no token has")
     ca = setting("CA")
     return AdminSettings(
@@ -93,19 +125,56 @@ def admin_settings() -> AdminSettings:
     )
 
 
-def client_settings() -> ClientSettings:
-    """Return a client's settings, found like an administrator's."""
-    url = setting("URL")
-    api_key = setting("API_KEY")
-    if api_key is None:
-        left = dev_credentials()
-        api_key = left.get("api_key")
-        url = url or left.get("base_url")
-    if api_key is None:
-        fail("no API key: set TOLLKEEPER_API_KEY, or start `tollkeeper dev` in this directory")
-    if not re.fullmatch(r"[!-~]+", api_key, re.ASCII):
+def client_settings(given_key: str | None = None) -> ClientSettings:
+    """Return a client's settings; without them the program ends with exit code 1."""
+    try:
+        return find_client_settings(given_key)
+    except SetUpError as error:
+        fail(str(error))
+
+
+def find_client_settings(given_key: str | None = None) -> ClientSettings:
+    """Return a client's settings.
+
+    The profile is the user's own, so the environment may replace its URL, its credential or both. A key from elsewhere
+    never goes to an address that some directory's file names, as an administrator's token does not.
+
+    Args:
+        given_key: A key that takes the place of each other credential, as the environment's does.
+
+    Raises:
+        SetUpError: There is no credential, or the file that may hold one cannot be used.
+        BadParameter: A setting is not what it should be.
+    """
+    url, api_key = setting("URL"), given_key or setting("API_KEY")
+    if api_key is not None and not _VISIBLE.fullmatch(api_key):
         raise typer.BadParameter("TOLLKEEPER_API_KEY holds characters that no key has")
-    return ClientSettings(url=(url or DEFAULT_URL).rstrip("/"), api_key=api_key)
+    credential: ClientCredential | None = KeyCredential(api_key) if api_key else None
+    source = "the environment"
+    if url is None or credential is None:
+        profile = _profile()
+        if profile is not None:
+            source = source if credential else "the profile"
+            url, credential = url or profile.url, credential or profile.credential
+    if credential is None:
+        left, source = dev_credentials(), str(data_dir() / _DEV_CREDENTIALS)
+        if "api_key" not in left:
+            raise SetUpError(
+                "no credential: set TOLLKEEPER_API_KEY, run `tollkeeper login`, "
+                "or start `tollkeeper dev` in this directory"
+            )
+        url, credential = url or left.get("base_url"), KeyCredential(left["api_key"])
+    try:
+        return ClientSettings(checked_url(url or DEFAULT_URL), credential, source)
+    except ValueError as error:
+        raise typer.BadParameter(f"TOLLKEEPER_URL: {error}") from None
+
+
+def _profile() -> Profile | None:
+    try:
+        return read_profile()
+    except ProfileError as error:
+        raise SetUpError(str(error)) from None
 
 
 def setting(name: str) -> str | None:
@@ -130,16 +199,20 @@ def data_dir() -> Path:
 
 
 def dev_credentials() -> dict[str, str]:
-    """Return what `tollkeeper dev` wrote about itself in the data directory; nothing when it never ran there."""
-    path = data_dir() / "credentials.json"
+    """Return what `tollkeeper dev` wrote about itself in the data directory; nothing when it never ran there.
+
+    Raises:
+        SetUpError: The file cannot be read.
+    """
+    path = data_dir() / _DEV_CREDENTIALS
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        fail(f"{path} cannot be read: {type(error).__name__}")
+        raise SetUpError(f"{path} cannot be read: {type(error).__name__}") from None
     if not isinstance(found, dict):
-        fail(f"{path} does not hold credentials")
+        raise SetUpError(f"{path} does not hold credentials")
     return {name: value for name, value in found.items() if isinstance(value, str) and value}
 
 

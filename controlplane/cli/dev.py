@@ -15,7 +15,8 @@ import typer
 from controlplane.cli.dev_environment import unknown_settings
 from controlplane.cli.dev_report import Credentials, json_line, summary
 from controlplane.cli.dev_secrets import InUseError, exclusive_use, private_directory
-from controlplane.cli.dev_stack import Commands, Options, Seeder, SeederFactory, Stack
+from controlplane.cli.dev_seeding import Seeder, SeederFactory
+from controlplane.cli.dev_stack import Commands, Options, Stack
 from controlplane.cli.processes import Report, StartError
 
 _SEEDING = "controlplane.cli.dev_seed"
@@ -69,8 +70,9 @@ def dev(
     """Start a control plane, data planes, Redis, SQLite and a mock provider on this machine.
 
     The first start creates the organization demo with a user and a key; every start prints the
-    key and a command that uses it. Ctrl-C drains open streams and stops everything; a second one
-    kills.
+    key and a command that uses it. With OPENAI_API_KEY, ANTHROPIC_API_KEY or GEMINI_API_KEY in the
+    environment, that provider answers for its own models. Ctrl-C drains open streams and stops
+    everything; a second one kills.
     """
     del console_port  # Accepted now, so that scripts that name it go on working.
     if unknown := unknown_settings(os.environ):

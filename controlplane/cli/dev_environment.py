@@ -58,6 +58,10 @@ _DECIDED_HERE: Final = frozenset(
 # The client's, the administrator's and the tests': known everywhere, used by none of these programs.
 _OF_OTHERS: Final = frozenset({"URL", "API_KEY", "ADMIN_ADDRESS", "ADMIN_TOKEN", "CA", "FIXTURES"})
 
+# Keys of the user's accounts at real providers. Only `dev` itself reads them, to store them sealed in the control plane;
+# what they pay for is nobody else's to see.
+_VENDOR_KEYS: Final = frozenset({"OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"})
+
 _KNOWN: Final = CONTROLPLANE_SETTINGS | DATAPLANE_SETTINGS | _DECIDED_HERE | _OF_OTHERS
 
 
@@ -77,14 +81,14 @@ def environment_of(
     """Return the environment of a program.
 
     Args:
-        environ: The user's; what has not our prefix is passed on.
+        environ: The user's; what has not our prefix is passed on, but for the keys of real providers.
         passed_on: Names without prefix that the program takes from the user, also as `…_FILE`.
         decided: Names without prefix that `dev` sets.
     """
     environment = {
         name: value
         for name, value in environ.items()
-        if not name.startswith(PREFIX) or _noun_of(name) in passed_on
+        if name not in _VENDOR_KEYS and (not name.startswith(PREFIX) or _noun_of(name) in passed_on)
     }
     for name, value in decided.items():
         environment.pop(f"{PREFIX}{name}_FILE", None)

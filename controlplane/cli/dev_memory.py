@@ -1,7 +1,8 @@
 """What `tollkeeper dev` remembers from one start to the next.
 
-Two files: `seeded` says which database holds the demonstration's resources and where its mock provider was;
-`credentials.json` holds what the user was shown, and the only copy of the key's text.
+Two files: `seeded` says which database holds the demonstration's resources, where its mock provider was and which real
+providers were registered, their keys as digests only; `credentials.json` holds what the user was shown, and the only copy
+of the key's text.
 """
 
 import hashlib
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from controlplane.cli.dev_providers import RealProvider
 from controlplane.cli.dev_secrets import read_json, write_json
+from controlplane.cli.endpoints import DialectName
 
 _SEEDED: Final = "seeded"
 _CREDENTIALS: Final = "credentials.json"
+_PROVIDERS: Final = "providers"
 
 
 class Memory:
@@ -70,8 +74,49 @@ class Memory:
 
     def keep_seeded(self, mock_url: str) -> None:
         """Write down that everything is created and points to `mock_url`."""
-        self._seeded = {"database": self._database, "is_complete": True, "mock_url": mock_url}
+        self._seeded |= {"database": self._database, "is_complete": True, "mock_url": mock_url}
         write_json(self._seeded_file, self._seeded)
+
+    def is_registered(self, provider: RealProvider) -> bool:
+        """Whether a real provider was registered as it is now: from then on it is the administrator's."""
+        known = self._registered(provider.name)
+        endpoints = known.get("endpoints")
+        return (
+            known.get("secret_sha256") == provider.secret_sha256
+            and isinstance(endpoints, list)
+            and endpoints[-1:] == [dict(provider.endpoints)]
+        )
+
+    def former_endpoints(self, provider: RealProvider) -> list[Mapping[DialectName, str]]:
+        """Return where earlier starts said that a real provider is, oldest first."""
+        endpoints = self._registered(provider.name).get("endpoints")
+        return [
+            {DialectName(dialect): str(url) for dialect, url in each.items()}
+            for each in (endpoints if isinstance(endpoints, list) else ())
+        ]
+
+    def begin_registration(self, provider: RealProvider) -> None:
+        """Write down where a real provider will be, so that a start that dies meanwhile is finished by the next."""
+        self._keep_registration(provider, secret_sha256=None)
+
+    def keep_registration(self, provider: RealProvider) -> None:
+        """Write down that a real provider is registered as it is now."""
+        self._keep_registration(provider, secret_sha256=provider.secret_sha256)
+
+    def _keep_registration(self, provider: RealProvider, *, secret_sha256: str | None) -> None:
+        now = dict(provider.endpoints)
+        former = [each for each in self.former_endpoints(provider) if each != now]
+        registered = {"endpoints": [*former, now], "secret_sha256": secret_sha256}
+        self._seeded[_PROVIDERS] = {**self._all_registered(), provider.name: registered}
+        write_json(self._seeded_file, self._seeded)
+
+    def _registered(self, name: str) -> Mapping[str, object]:
+        known = self._all_registered().get(name)
+        return known if isinstance(known, dict) else {}
+
+    def _all_registered(self) -> Mapping[str, object]:
+        known = self._seeded.get(_PROVIDERS)
+        return known if isinstance(known, dict) else {}
 
     def _forget(self) -> None:
         """Begin anew with this database; the credentials of another one are of no use."""

@@ -8,11 +8,10 @@ first, so that their open streams end while everything that they need is there.
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from controlplane.cli.dev_environment import (
     CONTROLPLANE_SETTINGS,
@@ -23,8 +22,10 @@ from controlplane.cli.dev_environment import (
 )
 from controlplane.cli.dev_memory import Memory
 from controlplane.cli.dev_probes import is_free, status_of, wait_until_free
+from controlplane.cli.dev_providers import real_providers
 from controlplane.cli.dev_report import Credentials, Pids
 from controlplane.cli.dev_secrets import make_secrets, private_directory
+from controlplane.cli.dev_seeding import SeederFactory, Seeding
 from controlplane.cli.processes import START_DEADLINE_S, Child, Program, Report, StartError
 
 LOOPBACK: Final = "127.0.0.1"
@@ -35,22 +36,6 @@ _POLL_S: Final = 0.03
 # A data plane gives open streams 30 s; the rest closes files.
 _DRAIN_S: Final = 35.0
 _CLOSE_S: Final = 10.0
-
-
-class Seeder(Protocol):
-    """Creates what the first start promises; see `dev_seed.Seeder`."""
-
-    async def seed(self, mock_url: str, api_key: str | None) -> str:
-        """Create what is missing; return the key's text."""
-
-    async def mint_key(self) -> str:
-        """Create or replace the key; return its text."""
-
-    async def move_mock(self, former_url: str, mock_url: str) -> None:
-        """Point the provider to where the mock is now."""
-
-
-SeederFactory = Callable[[str, str], AbstractAsyncContextManager[Seeder]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +80,10 @@ class Stack:
         self._environ = environ
         self._report = report
         self._commands = commands
-        self._seeder = seeder
         self._memory = Memory(options.data_dir, value_of(environ, "DATABASE_URL"))
         self._secrets = make_secrets(options.data_dir, options.replicas)
+        real = real_providers(environ, options.port)
+        self._seeding = Seeding(self._memory, real, seeder, report)
         self._given_redis_url = value_of(environ, "REDIS_URL")
         self._redis = None if self._given_redis_url else Child(self._redis_program(), report)
         self._mock = Child(self._mock_program(), report)
@@ -106,8 +92,8 @@ class Stack:
 
     @property
     def needs_seeding(self) -> bool:
-        """Whether this start has to create what the first one promises."""
-        return not self._memory.is_seeded
+        """Whether this start has to create something: what the first one promises, or a real provider."""
+        return self._seeding.is_needed
 
     async def start(self) -> Credentials:
         """Start everything and wait until each data plane has applied the configuration.
@@ -118,7 +104,9 @@ class Stack:
         await self._require_ports()
         first = [child for child in (self._controlplane, self._mock, self._redis) if child]
         await _all([self._start(child) for child in first])
-        api_key = await self._seed()
+        api_key = await self._seeding.settle(
+            self._mock.address, self._controlplane.address, self._admin_token()
+        )
         self._dataplanes = [
             Child(self._dataplane_program(number), self._report)
             for number in range(1, self._options.replicas + 1)
@@ -166,22 +154,6 @@ class Stack:
                 f"{child.name} did not apply the configuration in {START_DEADLINE_S:.0f} s"
             ) from None
 
-    async def _seed(self) -> str:
-        """Create what the first start promises, once, and return the key's text."""
-        memory, mock_url = self._memory, self._mock.address
-        if memory.is_seeded and memory.api_key and memory.mock_url == mock_url:
-            return memory.api_key
-        token = self._secrets.admin_token.read_text(encoding="utf-8")
-        async with self._seeder(self._controlplane.address, token) as seeder:
-            if not memory.is_seeded:
-                memory.keep_api_key(await seeder.seed(mock_url, memory.api_key))
-            elif memory.mock_url and memory.mock_url != mock_url:
-                await seeder.move_mock(memory.mock_url, mock_url)
-            if not memory.api_key:
-                memory.keep_api_key(await seeder.mint_key())
-        memory.keep_seeded(mock_url)
-        return memory.api_key or ""
-
     def _credentials(self, api_key: str) -> Credentials:
         redis = self._redis
         return Credentials(
@@ -189,7 +161,7 @@ class Stack:
             admin_address=self._controlplane.address,
             mock_url=self._mock.address,
             api_key=api_key,
-            admin_token=self._secrets.admin_token.read_text(encoding="utf-8"),
+            admin_token=self._admin_token(),
             redis_url=self._redis_url(),
             pids=Pids(
                 dev=os.getpid(),
@@ -199,6 +171,9 @@ class Stack:
                 mock=self._mock.pid,
             ),
         )
+
+    def _admin_token(self) -> str:
+        return self._secrets.admin_token.read_text(encoding="utf-8")
 
     def _redis_url(self) -> str:
         return self._redis.address if self._redis else self._given_redis_url or ""

@@ -18,24 +18,36 @@ def health(
     ] = None,
 ) -> None:
     """Ask a data plane whether it is ready: exit code 0 if it is, 1 if not. For container checks."""
-    base = (url or setting("URL") or DEFAULT_URL).rstrip("/")
+    base = url or setting("URL") or DEFAULT_URL
+    try:
+        status = readiness(base, _PATIENCE_S)
+    except (OSError, http.client.HTTPException) as error:
+        fail(f"cannot reach {urlsplit(base).hostname}: {error}")
+    if status != http.client.OK:
+        fail(f"not ready: HTTP {status}")
+    note("ready")
+
+
+def readiness(url: str, patience_s: float) -> int:
+    """Return the HTTP status with which a data plane says whether it is ready; each step may take `patience_s`.
+
+    Raises:
+        BadParameter: Not a URL, which is wrong usage.
+        OSError: It cannot be reached, or does not answer in time.
+        HTTPException: What answers does not speak HTTP.
+    """
     # The standard library's client: a check that runs every few seconds should not load a large one.
     try:
-        parts = urlsplit(base)
+        parts = urlsplit(url.rstrip("/"))
         port = parts.port
     except ValueError:
         raise typer.BadParameter("not a URL") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise typer.BadParameter("a URL begins with http:// or https:// and names a host")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, port, timeout=_PATIENCE_S)
+    connection = kind(parts.hostname, port, timeout=patience_s)
     try:
         connection.request("GET", f"{parts.path}/health/ready")
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
-        fail(f"cannot reach {parts.hostname}: {error}")
+        return connection.getresponse().status
     finally:
         connection.close()
-    if status != http.client.OK:
-        fail(f"not ready: HTTP {status}")
-    note("ready")

@@ -1,19 +1,20 @@
 """`tollkeeper key`: API keys of users."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 from controlplane.cli.connection import admin_channel
-from controlplane.cli.durations import duration_from_text, future_instant
+from controlplane.cli.durations import future_instant
 from controlplane.cli.lazy_modules import imported_on_use
 from controlplane.cli.options import (
     Force,
     Models,
     Name,
     OfOrganization,
+    OfTier,
     OfUser,
     Output,
     require_changes,
@@ -23,6 +24,13 @@ from controlplane.cli.options import (
 from controlplane.cli.output import Format, note, print_many, print_one
 from controlplane.cli.paging import all_pages
 from controlplane.cli.plain import record_of
+from controlplane.cli.receipts import (
+    TerminateStreams,
+    Wait,
+    deadline_s,
+    milliseconds,
+    print_receipt,
+)
 from controlplane.cli.typer_apps import example, new_app, reader
 
 if TYPE_CHECKING:
@@ -36,10 +44,7 @@ else:
 
 app = new_app("API keys: the credentials of users.")
 
-_COLUMNS = ("name", "id", "display", "router", "allowed_models", "expires_at", "revoked")
-_LONGEST_WAIT = timedelta(seconds=30)
-# What an answer may take beyond the wait that was asked for.
-_PATIENCE_S = 10.0
+_COLUMNS = ("name", "id", "display", "router", "allowed_models", "tier", "expires_at", "revoked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +56,6 @@ class Expiry:
 
 def _expiry(text: str) -> Expiry:
     return Expiry(None if text == "never" else future_instant(text, datetime.now(UTC)))
-
-
-def _wait(text: str) -> timedelta:
-    wait = duration_from_text(text)
-    if wait > _LONGEST_WAIT:
-        raise ValueError(f"{text!r} is longer than 30s")
-    return wait
 
 
 Expires: TypeAlias = Annotated[
@@ -77,13 +75,14 @@ def create(
         str, typer.Option(help="The router of its calls; a bare name is the organization's own.")
     ] = "default",
     models: Models = None,
+    tier: OfTier = None,
     expires: Expires = None,
     test: Annotated[bool, typer.Option("--test", help="For test traffic.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Create a key and show it, this once. It is kept nowhere."""
     with admin_channel() as channel:
-        key, _ = _given(name, router, models, expires)
+        key, _ = _given(name, router, models, tier, expires)
         key.test = test
         created = rpc.ApiKeyServiceStub(channel).CreateApiKey(pb.CreateApiKeyRequest(api_key=key))
         print_one({**record_of(created.key), "api_key": created.api_key}, output)
@@ -110,16 +109,22 @@ def list_all(org: OfOrganization = "", user: OfUser = "", output: Output = Forma
         print_many(found, output, _COLUMNS)
 
 
-@app.command(epilog=example("key update acme/alice/laptop --router acme/r1 --expires never"))
+@app.command(
+    epilog=example(
+        "key update acme/alice/laptop --router acme/r1 --expires never",
+        "key update acme/alice/laptop --tier none",
+    )
+)
 def update(
     name: Name,
     router: Annotated[str | None, typer.Option(help="The router of its calls.")] = None,
     models: Models = None,
+    tier: OfTier = None,
     expires: Expires = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Change what is given, and nothing else."""
-    key, paths = _given(name, router, models, expires)
+    key, paths = _given(name, router, models, tier, expires)
     require_changes(paths)
     with admin_channel() as channel:
         mask = field_mask_pb2.FieldMask(paths=paths)
@@ -130,17 +135,8 @@ def update(
 @app.command(epilog=example("key revoke acme/alice/laptop --wait 2s --terminate-streams"))
 def revoke(
     name: Name,
-    wait: Annotated[
-        timedelta,
-        typer.Option(
-            parser=reader(_wait),
-            metavar="TIME",
-            help="How long to wait for the data planes; at most 30s.",
-        ),
-    ] = "2s",  # type: ignore[assignment]  # Typer gives a default to the parser, and shows it
-    terminate_streams: Annotated[
-        bool, typer.Option("--terminate-streams", help="End its streams in flight too.")
-    ] = False,
+    wait: Wait = "2s",  # type: ignore[assignment]  # Typer gives a default to the parser, and shows it
+    terminate_streams: TerminateStreams = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Take a key out of service for good, and show which data planes refuse it by now.
@@ -149,15 +145,10 @@ def revoke(
     """
     with admin_channel() as channel:
         request = pb.RevokeApiKeyRequest(
-            name=name,
-            wait_ms=wait // timedelta(milliseconds=1),
-            terminate_streams=terminate_streams,
+            name=name, wait_ms=milliseconds(wait), terminate_streams=terminate_streams
         )
-        deadline_s = wait.total_seconds() + _PATIENCE_S
-        receipt = rpc.ApiKeyServiceStub(channel).RevokeApiKey(request, timeout=deadline_s)
-        print_one(receipt, output)
-        if receipt.missing:
-            note(f"Revoked, but not yet known to: {', '.join(receipt.missing)}")
+        service = rpc.ApiKeyServiceStub(channel)
+        print_receipt(service.RevokeApiKey(request, timeout=deadline_s(wait)), output)
 
 
 @app.command(epilog=example("key delete acme/alice/laptop"))
@@ -169,14 +160,19 @@ def delete(name: Name, force: Force = False, output: Output = Format.TABLE) -> N
 
 
 def _given(
-    name: str, router: str | None, models: list[str] | None, expires: Expiry | None
+    name: str,
+    router: str | None,
+    models: list[str] | None,
+    tier: str | None,
+    expires: Expiry | None,
 ) -> tuple["pb.ApiKey", list[str]]:
     """Return the key as far as options describe it, and which fields they named."""
     key = pb.ApiKey(
         name=name,
         router=router or "",
         allowed_models=words(models),
+        tier=tier or "",
         expires_at=timestamp_of(expires.at if expires else None),
     )
-    given = {"router": router, "allowed_models": models, "expires_at": expires}
+    given = {"router": router, "allowed_models": models, "tier": tier, "expires_at": expires}
     return key, [field for field, value in given.items() if value is not None]

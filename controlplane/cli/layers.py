@@ -2,14 +2,15 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from controlplane.cli.money import nanousd_from_usd
+from controlplane.cli.money import nanousd_from_usd, usd_from_nanousd
+from controlplane.cli.plain import Record, record_of
 from controlplane.cli.typer_apps import reader
 
 if TYPE_CHECKING:
@@ -84,19 +85,34 @@ class GivenLayers:
         Raises:
             BadParameter: `--soft` without a budget or `--shadow` without a limit, which is wrong usage.
         """
-        if self.soft and not any(LAYERS[name].unit == "SPEND" for name in self.capacities):
-            raise typer.BadParameter("--soft is for budgets: give one beside it")
-        if self.shadow and not self.capacities:
-            raise typer.BadParameter("--shadow is for limits: give one beside it")
-        return [self._limit(name, capacity) for name, capacity in self.capacities.items()]
+        require_modified(self.capacities, soft=self.soft, shadow=self.shadow)
+        return [
+            limit_of(name, capacity, soft=self.soft, shadow=self.shadow)
+            for name, capacity in self.capacities.items()
+        ]
 
-    def _limit(self, name: LayerName, capacity: Capacity) -> "Limit":
-        limit = empty_limit(name)
-        limit.capacity = capacity.amount or 0
-        limit.unlimited = capacity.amount is None
-        limit.soft = self.soft and LAYERS[name].unit == "SPEND"
-        limit.shadow = self.shadow
-        return limit
+
+def require_modified(names: Iterable[LayerName], *, soft: bool, shadow: bool) -> None:
+    """Refuse `--soft` and `--shadow` where nothing is given that they would change.
+
+    Raises:
+        BadParameter: `--soft` without a budget or `--shadow` without a limit, which is wrong usage.
+    """
+    units = {LAYERS[name].unit for name in names}
+    if soft and "SPEND" not in units:
+        raise typer.BadParameter("--soft is for budgets: give one beside it")
+    if shadow and not units:
+        raise typer.BadParameter("--shadow is for limits: give one beside it")
+
+
+def limit_of(name: LayerName, capacity: Capacity, *, soft: bool, shadow: bool) -> "Limit":
+    """Return a layer as the contract writes it; only budgets are ever soft."""
+    limit = empty_limit(name)
+    limit.capacity = capacity.amount or 0
+    limit.unlimited = capacity.amount is None
+    limit.soft = soft and LAYERS[name].unit == "SPEND"
+    limit.shadow = shadow
+    return limit
 
 
 def empty_limit(name: LayerName) -> "Limit":
@@ -135,32 +151,75 @@ def budget(text: str) -> Capacity:
 def takes_layers(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the flags of all layers, which it receives together as the argument `layers`."""
 
+    def collect(arguments: dict[str, object]) -> GivenLayers:
+        return GivenLayers(
+            pop_capacities(arguments), bool(arguments.pop("soft")), bool(arguments.pop("shadow"))
+        )
+
+    return with_flags(command, [*layer_parameters(), *modifier_parameters()], collect)
+
+
+def with_flags(
+    command: Callable[..., None],
+    flags: Iterable[inspect.Parameter],
+    collect: Callable[[dict[str, object]], object],
+) -> Callable[..., None]:
+    """Give a command more flags, which it receives together as the argument `layers`.
+
+    `collect` takes the flags' values out of all arguments of a call and returns what they mean together.
+    """
+
     @functools.wraps(command)
     def run(**arguments: object) -> None:
-        capacities: dict[LayerName, Capacity] = {}
-        for name in LayerName:
-            capacity = arguments.pop(name.name.lower())
-            if isinstance(capacity, Capacity):
-                capacities[name] = capacity
-        soft, shadow = bool(arguments.pop("soft")), bool(arguments.pop("shadow"))
-        command(**arguments, layers=GivenLayers(capacities, soft, shadow))
+        layers = collect(arguments)
+        command(**arguments, layers=layers)
 
     signature = inspect.signature(command)
     own = [parameter for parameter in signature.parameters.values() if parameter.name != "layers"]
     # Typer reads a command's flags from its signature.
-    run.__signature__ = signature.replace(parameters=[*own, *_parameters()])  # type: ignore[attr-defined]  # any function may have one
+    run.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]  # any function may have one
     return run
 
 
-def _parameters() -> list[inspect.Parameter]:
-    parameters = [
-        _parameter(name.name.lower(), _option(layer), None) for name, layer in LAYERS.items()
+def layer_parameters(prefix: str = "") -> list[inspect.Parameter]:
+    """Return a flag for each layer, its name after a prefix: `device-` makes `--device-requests-per-day`."""
+    return [
+        _parameter(_argument(prefix, name), _option(layer, prefix), None)
+        for name, layer in LAYERS.items()
     ]
+
+
+def pop_capacities(arguments: dict[str, object], prefix: str = "") -> dict[LayerName, Capacity]:
+    """Take the values of the flags with that prefix out of a call's arguments; return those that were given."""
+    capacities: dict[LayerName, Capacity] = {}
+    for name in LayerName:
+        capacity = arguments.pop(_argument(prefix, name))
+        if isinstance(capacity, Capacity):
+            capacities[name] = capacity
+    return capacities
+
+
+def modifier_parameters() -> list[inspect.Parameter]:
+    """Return the flags `--soft` and `--shadow`, which go for all layers of a command line."""
     soft = Annotated[
         bool, typer.Option("--soft", help="Budgets reserve what is expected, not the upper bound.")
     ]
     shadow = Annotated[bool, typer.Option("--shadow", help="Count and show, but never refuse.")]
-    return [*parameters, _parameter("soft", soft, False), _parameter("shadow", shadow, False)]
+    return [_parameter("soft", soft, False), _parameter("shadow", shadow, False)]
+
+
+def limit_row(limit: "Limit") -> Record:
+    """Return a limit for a table, its capacity in words where the number alone says too little."""
+    row = record_of(limit)
+    if limit.unlimited:
+        row["capacity"] = "unlimited"
+    elif row["unit"] == "spend":
+        row["capacity"] = f"{usd_from_nanousd(limit.capacity)} USD"
+    return row
+
+
+def _argument(prefix: str, name: LayerName) -> str:
+    return f"{prefix}{name}".replace("-", "_")
 
 
 def _parameter(name: str, annotation: object, default: object) -> inspect.Parameter:
@@ -169,10 +228,10 @@ def _parameter(name: str, annotation: object, default: object) -> inspect.Parame
     )
 
 
-def _option(layer: Layer) -> object:
+def _option(layer: Layer, prefix: str) -> object:
     is_money = layer.unit == "SPEND"
     option = typer.Option(
-        *layer.flags,
+        *(f"--{prefix}{flag.removeprefix('--')}" for flag in layer.flags),
         parser=reader(budget if is_money else count),
         metavar="USD" if is_money else "N",
         help="'none' is without limit.",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 
@@ -13,10 +13,18 @@ from controlplane.cli.typer_apps import reader
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
+# How command lines write that there is no tier; `tier create` does not take it for a name.
+NO_TIER: Final = "none"
+
 
 def past(text: str) -> datetime:
     """Read a date, a time, or how long ago."""
     return past_instant(text, datetime.now(UTC))
+
+
+def tier_name(text: str) -> str:
+    """Read a tier's name; `none` is no tier, which the contract writes as an empty name."""
+    return "" if text == NO_TIER else text
 
 
 Output: TypeAlias = Annotated[
@@ -50,6 +58,17 @@ Since: TypeAlias = Annotated[
 Until: TypeAlias = Annotated[
     datetime | None,
     typer.Option("--until", parser=reader(past), metavar="TIME", help="Before then, likewise."),
+]
+OfTier: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--tier",
+        parser=tier_name,
+        metavar="TIER",
+        help="Whose limits it has where it has none of its own, in place of its user's; "
+        "'none' for its user's.",
+        show_default=False,
+    ),
 ]
 Models: TypeAlias = Annotated[
     list[str] | None,

@@ -3,6 +3,7 @@
 Protobuf's own JSON writes 64-bit integers as text and enums with their prefix, and leaves out what is zero. Here every
 field is present, under its snake_case name; integers are numbers, enums are lower-case words without their prefix and
 null when not given, instants are ISO 8601 in UTC, bytes are hexadecimal, absent messages and absent optional fields null.
+A `Struct` is the object that it stands for.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
     from google.protobuf.message import Message
+    from google.protobuf.struct_pb2 import Struct, Value
     from google.protobuf.timestamp_pb2 import Timestamp
 
 Plain: TypeAlias = "str | int | float | bool | list[Plain] | dict[str, Plain] | None"
@@ -23,6 +25,11 @@ def record_of(message: "Message") -> Record:
     """Return all fields of a message by name, in the order in which the contract declares them."""
     fields = message.DESCRIPTOR.fields
     return {field.name: _field(message, field) for field in fields}  # type: ignore[arg-type]  # the stubs name the C classes beside it
+
+
+def object_of(struct: "Struct") -> Record:
+    """Return the object that a `Struct` stands for, its fields by name."""
+    return {name: _json_value(value) for name, value in sorted(struct.fields.items())}
 
 
 def iso_instant(timestamp: "Timestamp") -> str:
@@ -60,10 +67,13 @@ def _field(message: "Message", field: "FieldDescriptor") -> Plain:
 
 def _one(field: "FieldDescriptor", value: object) -> Plain:
     from google.protobuf.message import Message
+    from google.protobuf.struct_pb2 import Struct
     from google.protobuf.timestamp_pb2 import Timestamp
 
     if isinstance(value, Timestamp):
         return iso_instant(value)
+    if isinstance(value, Struct):
+        return object_of(value)
     if isinstance(value, Message):
         return record_of(value)
     if isinstance(value, bytes):
@@ -73,3 +83,21 @@ def _one(field: "FieldDescriptor", value: object) -> Plain:
     if isinstance(value, str | bool | int | float):
         return value
     raise TypeError(f"{field.full_name} holds a {type(value).__name__}")
+
+
+def _json_value(value: "Value") -> Plain:
+    match value.WhichOneof("kind"):
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case "number_value":
+            number = value.number_value
+            # A Struct knows doubles only; what was an integer is one again.
+            return int(number) if number.is_integer() else number
+        case "struct_value":
+            return object_of(value.struct_value)
+        case "list_value":
+            return [_json_value(item) for item in value.list_value.values]
+        case _:
+            return None

@@ -44,6 +44,7 @@ _LOG_COLUMNS = (
     "id",
     "status",
     "user",
+    "device",
     "provider",
     "model",
     "input_total",

@@ -1,6 +1,5 @@
 """`tollkeeper user`: users of organizations."""
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
@@ -9,7 +8,14 @@ from controlplane.cli.connection import admin_channel
 from controlplane.cli.layers import GivenLayers, takes_layers
 from controlplane.cli.lazy_modules import imported_on_use
 from controlplane.cli.limits import set_limits
-from controlplane.cli.options import Force, Name, OfOrganization, Output, require_changes
+from controlplane.cli.options import (
+    Force,
+    Name,
+    OfOrganization,
+    Output,
+    require_changes,
+    tier_name,
+)
 from controlplane.cli.output import Format, print_many, print_one
 from controlplane.cli.paging import all_pages
 from controlplane.cli.typer_apps import example, new_app
@@ -28,16 +34,15 @@ app = new_app("Users: the people and programs of an organization.")
 _COLUMNS = ("name", "id", "email", "tier", "suspended")
 
 
-class Tier(StrEnum):
-    """A set of limits for users that have none of their own."""
-
-    FREE = "free"
-    PAID = "paid"
-
-
 Email: TypeAlias = Annotated[str | None, typer.Option(help="Where to reach them.")]
 OfTier: TypeAlias = Annotated[
-    Tier | None, typer.Option(help="Sets the limits that are not given here.")
+    str | None,
+    typer.Option(
+        parser=tier_name,
+        metavar="TIER",
+        help="Whose limits they have where they have none of their own; 'none' for the service's defaults.",
+        show_default=False,
+    ),
 ]
 
 
@@ -85,7 +90,12 @@ def list_all(org: OfOrganization = "", output: Output = Format.TABLE) -> None:
         print_many(found, output, _COLUMNS)
 
 
-@app.command(epilog=example("user update acme/alice --tier paid --daily-requests none"))
+@app.command(
+    epilog=example(
+        "user update acme/alice --tier paid --daily-requests none",
+        "user update acme/alice --tier none",
+    )
+)
 @takes_layers
 def update(
     name: Name,
@@ -138,7 +148,7 @@ def _set_suspended(name: str, suspended: bool, output: Format) -> None:
         print_one(rpc.UserServiceStub(channel).UpdateUser(request), output)
 
 
-def _given(name: str, email: str | None, tier: Tier | None) -> tuple["pb.User", list[str]]:
+def _given(name: str, email: str | None, tier: str | None) -> tuple["pb.User", list[str]]:
     """Return the user as far as options describe them, and which fields they named."""
     given = {"email": email, "tier": tier}
     user = pb.User(name=name, email=email or "", tier=tier or "")

@@ -36,6 +36,7 @@ def control_plane(
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run each test in an empty directory, without settings of the developer's own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     for name in (
         "ADMIN_ADDRESS",
         "ADMIN_TOKEN",

@@ -1,15 +1,28 @@
 """`chat` and `health`, against a small gateway."""
 
+import contextlib
 import json
+import os
+import pty
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import pytest
 
+from controlplane.cli.profile import DeviceCredential, Profile, write_profile
 from tests.cli.conftest import Run
+from tests.cli.gateways import ScriptedGateway, serving_gateway
 
 API_KEY = "tk_live_abcdefghijkl_" + "s" * 43 + "check0"
 
@@ -231,3 +244,272 @@ def test_health_is_an_exit_code(
 
 def test_health_of_a_gateway_that_is_away_is_a_failure(program: Run) -> None:
     assert program("health", "http://127.0.0.1:1").exit_code == 1
+
+
+CHAT = "POST /v1/chat/completions"
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedGateway]:
+    """A gateway that answers one call after the other."""
+    with serving_gateway() as gateway:
+        monkeypatch.setenv("TOLLKEEPER_URL", gateway.url)
+        monkeypatch.setenv("TOLLKEEPER_API_KEY", API_KEY)
+        yield gateway
+
+
+def test_a_device_presents_its_id_and_token_and_says_what_it_is(
+    program: Run, scripted: ScriptedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TOLLKEEPER_API_KEY")
+    write_profile(Profile(scripted.url, DeviceCredential("abcdefghijkl", "tks_token")))
+    scripted.will_answer(CHAT, answer("Hello"))
+
+    result = program("chat", "Hi")
+
+    assert (result.exit_code, result.stdout) == (0, "Hello\n")
+    headers = scripted.asked[0].headers
+    assert headers["x-device-id"] == "abcdefghijkl"
+    assert headers["x-session-token"] == "tks_token"
+    assert headers["x-device-platform"]
+    assert headers["x-device-version"]
+    assert "authorization" not in headers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin"), [(["--api-key", "tk_given"], None), (["--api-key", "-"], "tk_given\n")]
+)
+def test_a_key_may_be_given_for_one_call(
+    program: Run, scripted: ScriptedGateway, arguments: list[str], stdin: str | None
+) -> None:
+    scripted.will_answer(CHAT, answer("Hello"))
+
+    assert program("chat", *arguments, "Hi", stdin=stdin).exit_code == 0
+    assert scripted.asked[0].headers["authorization"] == "Bearer tk_given"
+
+
+@pytest.mark.parametrize("line", ["chat --api-key -", "chat --interactive --api-key -"])
+def test_stdin_is_not_both_the_key_and_the_message(
+    program: Run, scripted: ScriptedGateway, line: str
+) -> None:
+    assert program(*line.split(), stdin="tk_given").exit_code == 2
+    assert scripted.asked == []
+
+
+@pytest.mark.parametrize("flags", [[], ["--stream"]])
+def test_a_refusal_says_when_to_come_again_and_where_to_turn(
+    program: Run, scripted: ScriptedGateway, flags: list[str]
+) -> None:
+    links = {"upgrade_url": "https://up.example", "support_url": "https://help.example"}
+    scripted.will_refuse(CHAT, 429, "rate_limit_exceeded", links, retry_after="12")
+
+    result = program("chat", *flags, "Hi")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "refused: rate_limit_exceeded: because of rate_limit_exceeded; try again in 12 s; "
+        "upgrade at https://up.example; support: https://help.example\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("headers", "warning"),
+    [
+        ({"x-ratelimit-remaining-requests": "10"}, ""),
+        ({"x-ratelimit-remaining-requests": "many"}, ""),
+        ({"x-ratelimit-remaining-tokens": "1"}, ""),
+        (
+            {"x-ratelimit-remaining-requests": "9", "x-ratelimit-reset-requests": "1m30s"},
+            "warning: 9 requests left for 1m30s\n",
+        ),
+        (
+            {
+                "x-ratelimit-remaining-requests": "4",
+                "x-ratelimit-remaining-device": "1",
+                "x-ratelimit-reset-device": "2026-11-22T00:00:00Z",
+            },
+            "warning: 1 request left until 2026-11-22T00:00:00Z\n",
+        ),
+    ],
+)
+def test_a_caller_that_has_few_requests_left_is_warned(
+    program: Run, gateway: Gateway, headers: dict[str, str], warning: str
+) -> None:
+    gateway.answers(answer("Hello"))
+    gateway.headers |= headers
+
+    result = program("chat", "Hi")
+
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\n", warning)
+
+
+def test_a_stream_warns_too(program: Run, gateway: Gateway) -> None:
+    gateway.streams(delta("Hi"), "[DONE]")
+    gateway.headers["x-ratelimit-remaining-requests"] = "0"
+
+    result = program("chat", "--stream", "Hi")
+
+    assert (result.stdout, result.stderr) == ("Hi\n", "warning: 0 requests left\n")
+
+
+def sent(gateway: ScriptedGateway) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return model and messages of each call."""
+    return [
+        (
+            asked.body["model"],
+            [(message["role"], message["content"]) for message in asked.body["messages"]],
+        )
+        for asked in gateway.asked
+    ]
+
+
+def test_a_conversation_tells_the_model_what_was_said_before(
+    program: Run, scripted: ScriptedGateway
+) -> None:
+    for number in range(4):
+        scripted.will_answer(CHAT, answer(f"answer {number}"))
+    typed = "first\n\nsecond\n/new\nthird\n/model gpt-4o\nfourth\n/exit\nnever said\n"
+
+    result = program("chat", "--interactive", stdin=typed)
+
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "answer 0\nanswer 1\nanswer 2\nanswer 3\n"
+    assert sent(scripted) == [
+        ("mock-echo", [("user", "first")]),
+        ("mock-echo", [("user", "first"), ("assistant", "answer 0"), ("user", "second")]),
+        ("mock-echo", [("user", "third")]),
+        ("gpt-4o", [("user", "third"), ("assistant", "answer 2"), ("user", "fourth")]),
+    ]
+
+
+def test_a_conversation_may_begin_on_the_command_line(
+    program: Run, scripted: ScriptedGateway
+) -> None:
+    scripted.will_answer(CHAT, answer("ok"))
+
+    assert program("chat", "-i", "hello", stdin="and then\n").exit_code == 0
+    assert [messages[-1][1] for _, messages in sent(scripted)] == ["hello", "and then"]
+
+
+def test_a_refused_turn_is_told_and_forgotten_and_the_conversation_goes_on(
+    program: Run, scripted: ScriptedGateway
+) -> None:
+    scripted.will_refuse(CHAT, 404, "model_not_found")
+    scripted.will_answer(CHAT, answer("here"))
+
+    result = program("chat", "--interactive", stdin="lost\n/unknown\nfound\n")
+
+    assert (result.exit_code, result.stdout) == (1, "here\n")
+    assert "model_not_found" in result.stderr
+    assert "/model NAME" in result.stderr
+    assert sent(scripted)[1] == ("mock-echo", [("user", "found")])
+
+
+def test_a_conversation_survives_a_gateway_that_is_away(
+    program: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOLLKEEPER_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("TOLLKEEPER_API_KEY", API_KEY)
+
+    result = program("chat", "--interactive", stdin="one\ntwo\n")
+
+    assert result.exit_code == 1
+    assert result.stderr.count("cannot talk to the gateway") == 2
+
+
+class Terminal:
+    """The program with a terminal of its own, as a person has it."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._keyboard, terminal = pty.openpty()
+        program = "from controlplane.cli import main; main()"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "dumb"},
+        )
+        os.close(terminal)
+        self._shown = b""
+
+    def types(self, text: str) -> None:
+        os.write(self._keyboard, text.encode())
+
+    def shows(self, text: str, deadline_s: float = 15.0) -> None:
+        """Wait until the terminal has shown a text, after the one that was waited for before."""
+        ends_at = time.monotonic() + deadline_s
+        while text.encode() not in self._shown:
+            readable, _, _ = select.select(
+                [self._keyboard], [], [], max(0.0, ends_at - time.monotonic())
+            )
+            assert readable, self._shown
+            self._shown += os.read(self._keyboard, 65_536)
+        self._shown = self._shown.partition(text.encode())[2]
+
+    def interrupts_until_it_shows(self, text: str) -> None:
+        """Interrupt as a person does: again, when nothing happened.
+
+        Python loses a signal that comes when the prompt is there and the wait for a key has not begun.
+        """
+        for _ in range(15):
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(AssertionError):
+                return self.shows(text, 1.0)
+        raise AssertionError(self._shown)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._keyboard)
+
+
+def test_on_a_terminal_lines_are_kept_for_the_next_conversation_out_of_others_sight(
+    scripted: ScriptedGateway, tmp_path: Path
+) -> None:
+    scripted.will_answer(CHAT, answer("the answer"))
+
+    with Terminal("chat", "--interactive") as first:
+        first.shows("> ")
+        first.types("a question\n")
+        first.shows("the answer")
+        first.shows("> ")
+        # The end of input.
+        first.types("\x04")
+        assert first.process.wait(15) == 0
+    history = tmp_path / "config" / "tollkeeper" / "chat-history"
+    assert history.read_text() == "a question\n"
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+
+    with Terminal("chat", "--interactive") as second:
+        second.shows("> ")
+        # The key that goes back in the history.
+        second.types("\x10\n")
+        second.shows("the answer")
+        second.shows("> ")
+        second.types("/exit\n")
+        assert second.process.wait(15) == 0
+    assert [messages for _, messages in sent(scripted)] == [[("user", "a question")]] * 2
+
+
+def test_an_interrupt_ends_the_turn_and_not_the_conversation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(15)
+        monkeypatch.setenv("TOLLKEEPER_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("TOLLKEEPER_API_KEY", API_KEY)
+        with Terminal("chat", "--interactive") as terminal:
+            terminal.shows("> ")
+            terminal.types("a question\n")
+            with silent.accept()[0]:
+                terminal.interrupts_until_it_shows("interrupted")
+            terminal.shows("> ")
+            terminal.interrupts_until_it_shows("> ")
+            terminal.types("/exit\n")
+
+            assert terminal.process.wait(15) == 0

@@ -442,6 +442,9 @@ def test_what_is_free_is_said_to_be_free(
         ("--user acme/alice", "user:acme/alice"),
         ("--org acme", "organization:acme"),
         ("--key acme/alice/laptop", "key:acme/alice/laptop"),
+        ("--device 3k2v9q0m5t7x", "device:3k2v9q0m5t7x"),
+        ("--ip 203.0.113.7", "ip:203.0.113.7"),
+        ("--ip 2001:db8::1", "ip:2001:db8::1"),
         ("--global", "global"),
     ],
 )
@@ -567,7 +570,10 @@ def test_a_noun_is_got_by_its_name(
 
 @pytest.mark.parametrize(
     "noun",
-    ["org", "user", "key", "provider", "credential", "router", "limit", "price", "admin", "node"],
+    [
+        *("org", "user", "device", "key", "provider", "credential", "router", "limit", "tier"),
+        *("price", "admin", "node", "audit"),
+    ],
 )
 def test_a_list_without_items_is_an_empty_array(
     run_json: RunJson, control_plane: ScriptedControlPlane, noun: str

@@ -1,19 +1,23 @@
 """The command `tollkeeper dev` with stand-ins in place of its programs: `python driver.py [OPTION …]`.
 
-What its seeder does goes to the file STANDIN_LOG names. STANDIN_SEED_FAILS makes it fail after the key was made.
+What its seeder does goes to the file STANDIN_LOG names. STANDIN_SEED_FAILS makes it fail after the key was made,
+STANDIN_REGISTRATION_FAILS while it registers a real provider.
 """
 
 import contextlib
 import functools
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 
 import typer
 
 from controlplane.cli import dev as command
-from controlplane.cli.dev_stack import Commands, Seeder
+from controlplane.cli.dev_providers import RealProvider
+from controlplane.cli.dev_seeding import Seeder
+from controlplane.cli.dev_stack import Commands
+from controlplane.cli.endpoints import DialectName
 from tests.dev.standin import log
 
 STANDIN = Path(__file__).with_name("standin.py")
@@ -33,6 +37,14 @@ class RecordingSeeder:
 
     async def move_mock(self, former_url: str, mock_url: str) -> None:
         log(f"move {former_url} {mock_url}")
+
+    async def register(
+        self, provider: RealProvider, former_endpoints: Collection[Mapping[DialectName, str]]
+    ) -> str | None:
+        log(f"register {provider.name} {len(former_endpoints)}")
+        if os.environ.get("STANDIN_REGISTRATION_FAILS"):
+            os.kill(os.getpid(), 9)
+        return None
 
 
 @contextlib.asynccontextmanager

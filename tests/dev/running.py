@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).parents[2]
+# The developer's own settings, and keys for which `dev` would register a real provider.
+_IS_OURS = re.compile(r"TOLLKEEPER_|((GOOGLE_)?GEMINI|OPENAI|ANTHROPIC)_(API_KEY|BASE_URL)$")
 _Value = TypeVar("_Value")
 
 
@@ -46,7 +49,7 @@ class RunningDev:
         self.data_dir = folder / "data"
         self.log = folder / f"{name}.log"
         self._stdout, self._stderr = folder / f"{name}.out", folder / f"{name}.err"
-        clean = {key: value for key, value in os.environ.items() if "TOLLKEEPER" not in key}
+        clean = {key: value for key, value in os.environ.items() if not _IS_OURS.match(key)}
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, *program, "--data-dir", str(self.data_dir), *options],
