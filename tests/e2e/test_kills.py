@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.e2e.calls import Answer, Client, Streams, client_of
-from tests.e2e.conftest import OUT_OF_REACH
+from tests.e2e.conftest import SETTINGS
 from tests.e2e.customers import Customer, new_customer, prices_of
 from tests.e2e.leaks import leaks
 from tests.e2e.stack import Stack
@@ -28,7 +28,7 @@ RESTART_S = 40.0
 @pytest.fixture(scope="module")
 def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack whose programs may be killed; each test leaves it serving."""
-    running = Stack(tmp_path_factory.mktemp("mortal"), environ=OUT_OF_REACH)
+    running = Stack(tmp_path_factory.mktemp("mortal"), environ=SETTINGS)
     yield running
     running.stop()
     assert leaks(running) == []

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.e2e.calls import Streams, client_of
-from tests.e2e.conftest import OUT_OF_REACH
+from tests.e2e.conftest import SETTINGS
 from tests.e2e.customers import new_customer
 from tests.e2e.leaks import ALLOWED, files_of, leaks
 from tests.e2e.stack import GONE_DEADLINE_S, Secret, Stack
@@ -34,7 +34,7 @@ class Wreck:
 @pytest.fixture(scope="module")
 def wreck(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wreck]:
     """Use a stack for everything that might leave a secret behind, then kill its `dev`."""
-    stack = Stack(tmp_path_factory.mktemp("wreck"), environ=OUT_OF_REACH)
+    stack = Stack(tmp_path_factory.mktemp("wreck"), environ=SETTINGS)
     try:
         asyncio.run(use(stack))
         os.kill(stack.line["pids"]["dev"], signal.SIGKILL)

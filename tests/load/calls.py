@@ -69,8 +69,7 @@ def posted(to: Target) -> tuple[int, bytes]:
     """
     connection = http.client.HTTPConnection(to.host, to.port, timeout=_DEADLINE_S)
     headers = {"content-type": "application/json"}
-    if to.authorization:
-        headers["authorization"] = to.authorization
+    headers.update(to.credentials)
     try:
         connection.request("POST", PATH, to.body, headers)
         response = connection.getresponse()

@@ -1,7 +1,10 @@
-"""Whose calls are measured: an organization, a user and a key with every layer, out of reach."""
+"""Whose calls are measured: an organization, a user, a key and a device with every layer, out of reach."""
 
 import time
+from collections.abc import Mapping
 from typing import Final
+
+import httpx
 
 from tests.load.stack import BenchError, Stack
 
@@ -17,6 +20,8 @@ _LAYERS: Final = (
 )
 _LEDGER_DEADLINE_S: Final = 120.0
 _POLL_S: Final = 0.5
+_CALL_DEADLINE_S: Final = 10.0
+_APPROVAL_POLL_S: Final = 0.05
 
 
 class Customer:
@@ -34,8 +39,10 @@ class Customer:
             self._created("org", _ORGANIZATION, "--org"),
             self._created("user", _USER, "--user"),
         ]
-        self.api_key: str = stack.tollkeeper("key", "create", _KEY)["api_key"]
+        api_key = stack.tollkeeper("key", "create", _KEY)["api_key"]
+        self.by_key: Mapping[str, str] = {"authorization": f"Bearer {api_key}"}
         limited.append(stack.tollkeeper("limit", "set", "--key", _KEY, *_LAYERS)["limits"])
+        self.by_device = self._device()
         # And the budget a day of the whole service, which a setting gives it.
         self.layers = sum(map(len, limited)) + 1
 
@@ -55,6 +62,26 @@ class Customer:
             if rows > sent or took_s > _LEDGER_DEADLINE_S:
                 raise BenchError(f"the ledger has {rows:,} rows for {sent:,} requests")
             time.sleep(_POLL_S)
+
+    def _device(self) -> Mapping[str, str]:
+        """Register a device, as a client does, and approve it; return its credentials."""
+        if self._stack.addresses is None:
+            raise BenchError("the stack does not run")
+        with httpx.Client(
+            base_url=self._stack.addresses.base_url, trust_env=False, timeout=_CALL_DEADLINE_S
+        ) as client:
+            about = {"deviceName": "bench", "platform": "linux", "version": "1"}
+            device = client.post("/v1/devices/register", json=about).raise_for_status().json()
+            device_id, token = device["deviceId"], device["sessionToken"]
+            self._stack.tollkeeper("device", "approve", device_id, "--user", _USER)
+            self._stack.tollkeeper("limit", "set", "--device", device_id, *_LAYERS)
+            credentials = {"x-device-id": device_id, "x-session-token": token}
+            ends_at = time.monotonic() + _CALL_DEADLINE_S
+            while client.get("/v1/models", headers=credentials).status_code != httpx.codes.OK:
+                if time.monotonic() > ends_at:
+                    raise BenchError("the device may not call")
+                time.sleep(_APPROVAL_POLL_S)
+        return credentials
 
     def _created(self, noun: str, name: str, option: str) -> list[object]:
         self._stack.tollkeeper(noun, "create", name)

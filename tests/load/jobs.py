@@ -1,19 +1,20 @@
 """What the benchmark asks its load generator to do, and what it hears back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
 
 PATH: Final = "/v1/chat/completions"
+NOBODY: Final[Mapping[str, str]] = {}
 
 
 class Target(msgspec.Struct, frozen=True):
     """Where requests go, as whom, and what a right answer to each is like.
 
     Attributes:
-        authorization: The value of that header; empty for none.
+        credentials: Headers that say who calls; empty for nobody.
         body: The JSON that is sent.
         answer_bytes: Length of every right body of a whole answer; None for a stream.
         answer_events: Events in every right stream; 0 for a whole answer.
@@ -21,7 +22,7 @@ class Target(msgspec.Struct, frozen=True):
 
     host: str
     port: int
-    authorization: str
+    credentials: dict[str, str]
     body: str
     answer_bytes: int | None = None
     answer_events: int = 0
@@ -29,7 +30,7 @@ class Target(msgspec.Struct, frozen=True):
     def request(self) -> bytes:
         """Return the bytes of one request on a connection that stays open."""
         body = self.body.encode()
-        credentials = f"authorization: {self.authorization}\r\n" if self.authorization else ""
+        credentials = "".join(f"{name}: {value}\r\n" for name, value in self.credentials.items())
         head = (
             f"POST {PATH} HTTP/1.1\r\nhost: {self.host}:{self.port}\r\n{credentials}"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -98,10 +99,10 @@ class Outcome(msgspec.Struct, frozen=True):
         return self.answers / self.seconds
 
 
-def target(url: str, body: object, api_key: str = "") -> Target:
+def target(url: str, body: object, credentials: Mapping[str, str] = NOBODY) -> Target:
     """Return the target at `url` for `body`, with nothing known about its answers yet."""
     parts = urlsplit(url)
     if parts.hostname is None or parts.port is None:
         raise ValueError(f"{url!r} names no host and port")
-    authorization = f"Bearer {api_key}" if api_key else ""
-    return Target(parts.hostname, parts.port, authorization, msgspec.json.encode(body).decode())
+    text = msgspec.json.encode(body).decode()
+    return Target(parts.hostname, parts.port, dict(credentials), text)

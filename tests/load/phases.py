@@ -3,8 +3,8 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
 
 import msgspec
 
@@ -36,13 +36,20 @@ class Placement(msgspec.Struct, frozen=True):
     other_core: int | None
 
 
+class Credentials(Protocol):
+    """Who calls: headers, by key and by device."""
+
+    by_key: Mapping[str, str]
+    by_device: Mapping[str, str]
+
+
 class Bench:
     """All phases on one running stack."""
 
     def __init__(
         self,
         addresses: Addresses,
-        api_key: str,
+        customer: Credentials,
         placement: Placement,
         seconds: float,
         warmup_s: float,
@@ -51,7 +58,7 @@ class Bench:
         """Prepare; `seconds` is the length of each phase's window."""
         self._addresses = addresses
         self._pid = addresses.pids.dataplanes[0]
-        self._api_key = api_key
+        self._customer = customer
         self._placement = placement
         self._seconds = seconds
         self._warmup_s = warmup_s
@@ -117,6 +124,16 @@ class Bench:
             Figure("added p99 at one connection", proxied.p99_ms - direct.p99_ms, "ms", note=note),
         ]
 
+    def device_calls(self) -> Figure:
+        """Measure one connection, a call by key and one by device in turns, with as many layers."""
+        body = whole_body(self._addresses.mock_url)
+        by_key, by_device = self._proxied(body), self._proxied(body, self._customer.by_device)
+        outcome = self._drive("calls by device", by_key, by_device, connections=1)
+        key, device = outcome.latencies
+        added_us = (device.p50_ms - key.p50_ms) * 1000
+        note = self._disturbance(outcome)
+        return Figure("a call by device, more than one by key, p50", added_us, "µs", note=note)
+
     def streams(self) -> list[Figure]:
         """Measure streams whose events come all at once."""
         proxied = self._proxied(stream_body())
@@ -154,9 +171,12 @@ class Bench:
     def _direct(self, body: dict[str, object]) -> Target:
         return probed(target(self._addresses.mock_url, body))
 
-    def _proxied(self, body: dict[str, object]) -> Target:
+    def _proxied(
+        self, body: dict[str, object], credentials: Mapping[str, str] | None = None
+    ) -> Target:
         self.sent += 1
-        return probed(target(self._addresses.base_url, body, self._api_key))
+        of_whom = self._customer.by_key if credentials is None else credentials
+        return probed(target(self._addresses.base_url, body, of_whom))
 
     def _drive_counting_redis(self, name: str, proxied: Target) -> tuple[Outcome, RedisWork]:
         before = redis_work(self._addresses.redis_url)
@@ -184,8 +204,8 @@ class Bench:
             raise BenchError(f"{name}: " + "\n  ".join(("it went wrong:", *outcome.failures)))
         if len(outcome.latencies) != len(targets):
             raise BenchError(f"{name}: no answer came in {outcome.seconds:.1f} s")
-        if targets[-1].authorization:
-            self.sent += outcome.sent[-1]
+        for each, sent in zip(targets, outcome.sent, strict=True):
+            self.sent += sent if each.credentials else 0
         return outcome
 
     def _quiet(self) -> None:

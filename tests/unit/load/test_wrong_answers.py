@@ -4,8 +4,8 @@ from tests.load.answers import Answer
 from tests.load.generator import wrong_in
 from tests.load.jobs import Target
 
-WHOLE = Target("127.0.0.1", 1, "", "{}", answer_bytes=4)
-STREAM = Target("127.0.0.1", 1, "", "{}", answer_events=2)
+WHOLE = Target("127.0.0.1", 1, {}, "{}", answer_bytes=4)
+STREAM = Target("127.0.0.1", 1, {}, "{}", answer_events=2)
 
 
 def test_the_right_answers_are_not_wrong() -> None:
