@@ -1,5 +1,6 @@
 """Servers that every test may ask for; each is real and on a port of its own."""
 
+import os
 import socket
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 from tests.fixtures_databases import *  # noqa: F403 - fixtures are found by name here
 from tests.fixtures_redis import *  # noqa: F403 - as above
 
+# The programs under test are started hundreds of times: they may keep what they compile.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 _connect = socket.socket.connect
 
 
