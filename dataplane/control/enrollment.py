@@ -26,10 +26,10 @@ from dataplane.domain.registration import Registration
 
 # A control plane answers a second after its data planes stopped following, at the latest.
 DEADLINE_SECONDS: Final = 5.0
-# The control plane writes one after the other; more at once would only wait there.
-MAX_AT_A_TIME: Final = 20
+# The control plane writes one after the other; more at once would only wait there, before others.
+MAX_AT_A_TIME: Final = 5
 # As many as the throttle lets through at once; they are through within two seconds.
-MAX_WAITING: Final = 300
+MAX_WAITING: Final = 100
 
 # More than a channel that has just failed waits before it tries again (`channels`).
 _CONNECT_SECONDS: Final = 1.5

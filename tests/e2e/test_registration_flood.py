@@ -23,7 +23,7 @@ from tests.e2e.stack import Stack
 
 # What one address and all together may register at once, and how many devices may wait.
 BURST_PER_ADDRESS = 30
-BURST_IN_ALL = 300
+BURST_IN_ALL = 100
 REFILL_PER_S = 1
 MAX_PENDING = 1_000
 CALLS_PER_S = 50
@@ -85,8 +85,9 @@ async def test_a_flood_of_registrations_stays_within_its_caps(
     waiting = flooded.tollkeeper("device", "list", "--status", "pending_approval")
     assert len(waiting) == admitted <= MAX_PENDING
     assert max(Counter(each["address"] for each in waiting).values()) <= BURST_PER_ADDRESS + 1
-    # A device takes about 2 KB with its audit row and indexes.
-    assert database_bytes(database) - size_before < 8_192 * admitted
+    # Refused ones leave nothing; the others' calls have their rows in the ledger.
+    rows = len(calm_ms) + len(busy_ms)
+    assert database_bytes(database) - size_before < 8_192 * admitted + 1_024 * rows
     if profile.checks_latency:
         assert p99(busy_ms) < 2 * max(p99(calm_ms), 5.0), (p99(calm_ms), p99(busy_ms))
 

@@ -1,13 +1,14 @@
 """A flood is refused from memory, and nobody is refused for longer than the guards say."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import pytest
 
 from dataplane.domain.guards import Check, Guard, Verdict
 from dataplane.limits import guard_memory
-from dataplane.limits.guard_memory import GuardMemory
+from dataplane.limits.guard_memory import MAX_DELAY_S, REFUSALS_PER_S, GuardMemory
 
 OF_ADDRESS = Guard("of_address", burst=1, interval_ms=1_000)
 IN_ALL = Guard("in_all", burst=1, interval_ms=1_000)
@@ -26,22 +27,22 @@ class Scripted:
 
 
 class Clock:
-    """The loop's clock, moved by hand."""
+    """Moved by hand."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.seconds = 100.0
-        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.seconds)
+
+    def __call__(self) -> float:
+        return self.seconds
 
 
 def check(subject: str, guard: Guard = OF_ADDRESS) -> Check:
     return Check(guard, subject)
 
 
-async def test_who_has_to_wait_is_refused_without_asking_until_then(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    guards, clock = Scripted(), Clock(monkeypatch)
-    memory = GuardMemory(guards)
+async def test_who_has_to_wait_is_refused_without_asking_until_then() -> None:
+    guards, clock = Scripted(), Clock()
+    memory = GuardMemory(guards, clock)
     guards.verdict = Verdict(2_000, check("a"))
     assert await memory.admit([check("a")]) == guards.verdict
 
@@ -85,8 +86,8 @@ async def test_the_memory_has_a_bound_and_forgets_what_is_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(guard_memory, "MAX_REMEMBERED", 2)
-    guards, clock = Scripted(), Clock(monkeypatch)
-    memory = GuardMemory(guards)
+    guards, clock = Scripted(), Clock()
+    memory = GuardMemory(guards, clock)
 
     async def refuse(subject: str) -> None:
         guards.verdict = Verdict(1_000, check(subject))
@@ -100,3 +101,35 @@ async def test_the_memory_has_a_bound_and_forgets_what_is_over(
     await refuse("c")
     await refuse("c")
     assert guards.asked == 5
+
+
+async def test_refusals_beyond_the_pace_wait_for_their_turn_and_for_a_second_at_most() -> None:
+    guards = Scripted()
+    memory = GuardMemory(guards)
+    guards.verdict = Verdict(60_000, check("a"))
+    began_at = time.monotonic()
+
+    async def refused() -> float:
+        assert not (await memory.admit([check("a")])).is_admitted
+        return time.monotonic() - began_at
+
+    await asyncio.gather(*(refused() for _ in range(60)))
+    took_s = time.monotonic() - began_at
+    many = await asyncio.gather(*(refused() for _ in range(1_000)))
+
+    assert 59 / REFUSALS_PER_S <= took_s < 2
+    assert 0.9 * MAX_DELAY_S <= max(many) - took_s < 3 * MAX_DELAY_S
+
+
+async def test_whoever_is_let_through_does_not_wait_behind_refusals() -> None:
+    guards = Scripted()
+    memory = GuardMemory(guards)
+    guards.verdict = Verdict(60_000, check("a"))
+    flood = [asyncio.create_task(memory.admit([check("a")])) for _ in range(100)]
+    await asyncio.sleep(0)
+    guards.verdict = Verdict()
+
+    assert (await asyncio.wait_for(memory.admit([check("b")]), 0.4)).is_admitted
+
+    assert not all(task.done() for task in flood)
+    await asyncio.gather(*flood)
