@@ -73,7 +73,7 @@ def presented_device(snapshot: Snapshot, headers: Mapping[str, str]) -> Device |
 
 def device_status(snapshot: Snapshot, device: Device, now_ms: int) -> DeviceStatus:
     """Return where a device stands, what was revoked ahead of a transfer included."""
-    if (SubjectKind.DEVICE.value, device.device_id) in snapshot.revoked:
+    if snapshot.revoked and (SubjectKind.DEVICE.value, device.device_id) in snapshot.revoked:
         return DeviceStatus.REVOKED
     return device.status_at(now_ms)
 

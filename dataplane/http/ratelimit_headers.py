@@ -22,15 +22,15 @@ class _Shown:
     """Which layers of a plan a caller sees, and what of the headers never changes.
 
     The numbers are places in the plan; None: there is no such layer. `policy` is the whole `ratelimit-policy`; `counted` has the
-    beginnings of the parts of `ratelimit`.
+    beginnings of the parts of `ratelimit`; with the two days stands their limit, as text.
     """
 
     requests: tuple[int, ...]
     tokens: tuple[int, ...]
     policy: str
     counted: tuple[tuple[int, str], ...]
-    device_day: int | None
-    address_day: int | None
+    device_day: tuple[int, str] | None
+    address_day: tuple[int, str] | None
 
 
 _shown_by_plan: WeakKeyDictionary[LayerPlan, _Shown] = WeakKeyDictionary()
@@ -62,11 +62,19 @@ def limit_headers(
         states = [f"{head}{_state(standings[place])}" for place, head in shown.counted]
         headers += [("ratelimit-policy", shown.policy), ("ratelimit", ", ".join(states))]
     if shown.device_day is not None:
-        day = standings[shown.device_day]
-        headers += _days(day, "device")
-        headers.append(("x-ratelimit-reset-device", _instant(day, now_ms)))
+        place, limit = shown.device_day
+        day = standings[place]
+        headers += (
+            ("x-ratelimit-limit-device", limit),
+            ("x-ratelimit-remaining-device", str(day.remaining)),
+            ("x-ratelimit-reset-device", _instant(day, now_ms)),
+        )
     if shown.address_day is not None:
-        headers += _days(standings[shown.address_day], "ip")
+        place, limit = shown.address_day
+        headers += (
+            ("x-ratelimit-limit-ip", limit),
+            ("x-ratelimit-remaining-ip", str(standings[place].remaining)),
+        )
     return tuple(headers)
 
 
@@ -94,11 +102,13 @@ def _shown_of(layers: Sequence[Layer]) -> _Shown:
     )
 
 
-def _day_of(layers: Iterable[tuple[int, Layer]], kind: SubjectKind) -> int | None:
-    """Return the place of a subject's requests per day."""
+def _day_of(layers: Iterable[tuple[int, Layer]], kind: SubjectKind) -> tuple[int, str] | None:
+    """Return the place of a subject's requests per day, and their limit."""
     wanted = (kind, Unit.REQUESTS, Window.DAY)
-    found = (p for p, each in layers if (each.subject_kind, each.unit, each.window) == wanted)
-    return next(found, None)
+    for place, layer in layers:
+        if (layer.subject_kind, layer.unit, layer.window) == wanted:
+            return place, str(layer.capacity)
+    return None
 
 
 def _tightest_of(layers: Iterable[tuple[int, Layer]], unit: Unit) -> tuple[int, ...]:
@@ -137,13 +147,6 @@ def _anthropic(standing: Standing, name: str, now_ms: int) -> list[tuple[str, st
         (f"{prefix}-limit", str(standing.layer.capacity)),
         (f"{prefix}-remaining", str(standing.remaining)),
         (f"{prefix}-reset", _instant(standing, now_ms)),
-    ]
-
-
-def _days(standing: Standing, name: str) -> list[tuple[str, str]]:
-    return [
-        (f"x-ratelimit-limit-{name}", str(standing.layer.capacity)),
-        (f"x-ratelimit-remaining-{name}", str(standing.remaining)),
     ]
 
 
