@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import httpx
 
-from tests.e2e.customers import new_user
+from tests.e2e.customers import Customer, new_user
 from tests.e2e.devices import BODY, Device, approve, register
 from tests.e2e.stack import Stack
 from tests.e2e.waiting import eventually
@@ -99,6 +99,31 @@ async def test_a_user_of_the_free_tier_binds_exactly(stack: Stack, http: httpx.C
     seen = await calls(stack, devices, 1_101)
 
     assert seen == {(200, ""): 1_000, (429, "user_requests_per_day"): 101}
+
+
+async def test_a_limit_of_an_address_counts_everybody_there_and_tells_no_figures(
+    stack: Stack, http: httpx.Client, customer: Customer
+) -> None:
+    address = next(_ADDRESSES)
+    stack.tollkeeper("limit", "set", "--ip", address, "--requests-per-day", "4")
+    device = register(stack, http, address)
+    approve(stack, http, device, "--user", customer.user)
+
+    def ask(base_url: str, at: str = address) -> httpx.Response:
+        headers = {"authorization": f"Bearer {customer.api_key}", "x-forwarded-for": at}
+        return http.post(f"{base_url}/v1/chat/completions", json=BODY, headers=headers)
+
+    first, second = stack.base_urls
+    assert [ask(each).status_code for each in (first, second)] == [200, 200]
+    assert [device.call(http, each).status_code for each in (first, second)] == [200, 200]
+    refused, of_device = ask(first), device.call(http, second)
+
+    details = refused.json()["error"]["details"]
+    assert (refused.status_code, details["layer"]) == (429, "ip_requests_per_day")
+    # Others call from there too: how many is not a key's business, while a device is at home there.
+    assert "limit" not in details
+    assert of_device.json()["error"]["details"]["limit"] == 4
+    assert ask(first, next(_ADDRESSES)).status_code == 200
 
 
 async def test_a_tier_changes_while_everything_runs(stack: Stack, http: httpx.Client) -> None:
