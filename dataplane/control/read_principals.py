@@ -22,7 +22,7 @@ from dataplane.domain.principals import (
 )
 from dataplane.domain.providers import Router
 
-_KEY_HASH_BYTES: Final = 32
+_HASH_BYTES: Final = 32
 _DEFAULT_OUTPUT_CAP_TOKENS: Final = 4_096
 _STATUSES: Final = {
     devices_pb2.DEVICE_STATUS_PENDING_APPROVAL: DeviceStatus.PENDING_APPROVAL,
@@ -97,22 +97,11 @@ def read_key(
         UnusableResourceError: Its hash is none, or its user is not there.
         ValueError: Its expiry is no time.
     """
-    if len(message.key_sha256) != _KEY_HASH_BYTES:
+    if len(message.key_sha256) != _HASH_BYTES:
         raise UnusableResourceError("its hash is not 32 bytes")
-    user = referred(users, message.user_id, "user")
-    principal = Principal(
-        kind=SubjectKind.KEY,
-        principal_id=each.resource_id,
-        name=message.name,
-        user=user,
-        # A key without a router is refused at its call: `no_route` says more than a missing key.
-        router_id=message.router_id if message.router_id in routers else "",
-        allowed_models=tuple(message.allowed_models),
-        tier=message.tier or user.tier,
-    )
     key = ApiKey(
         key_id=each.resource_id,
-        principal=principal,
+        principal=_principal(SubjectKind.KEY, each, message, users, routers),
         expires_at_ms=(
             message.expires_at.ToMilliseconds() if message.HasField("expires_at") else None
         ),
@@ -130,29 +119,37 @@ def read_device(
         UnusableResourceError: Its hash is none, or its user is not there.
         ValueError: The end of its suspension is no time.
     """
-    if len(message.token_sha256) != _KEY_HASH_BYTES:
+    if len(message.token_sha256) != _HASH_BYTES:
         raise UnusableResourceError("its hash is not 32 bytes")
+    principal = None
+    if message.user_id:
+        principal = _principal(SubjectKind.DEVICE, each, message, users, routers)
     until = message.suspended_until
     device = Device(
         device_id=each.resource_id,
         name=message.name,
         status=_STATUSES.get(message.status, DeviceStatus.UNKNOWN),
-        principal=_device_principal(each, message, users, routers) if message.user_id else None,
+        principal=principal,
         suspended_until_ms=until.ToMilliseconds() if message.HasField("suspended_until") else None,
         suspension_reason=message.suspension_reason,
     )
     return message.token_sha256, device
 
 
-def _device_principal(
-    each: RawResource, message: pb.Device, users: Mapping[str, User], routers: Mapping[str, Router]
+def _principal(
+    kind: SubjectKind,
+    each: RawResource,
+    message: pb.ApiKey | pb.Device,
+    users: Mapping[str, User],
+    routers: Mapping[str, Router],
 ) -> Principal:
     user = referred(users, message.user_id, "user")
     return Principal(
-        kind=SubjectKind.DEVICE,
+        kind=kind,
         principal_id=each.resource_id,
         name=message.name,
         user=user,
+        # Without a router it is refused at its call: `no_route` says more than a missing credential.
         router_id=message.router_id if message.router_id in routers else "",
         allowed_models=tuple(message.allowed_models),
         tier=message.tier or user.tier,
