@@ -19,11 +19,12 @@ from dataplane.domain.instants import instant_text
 from dataplane.domain.limiting import LimitsUnavailable
 from dataplane.domain.principals import Device, DeviceStatus
 from dataplane.domain.refusals import Reason, Refusal
-from dataplane.domain.registration import MAX_BODY_BYTES, registration_of, too_large
+from dataplane.domain.registration import MAX_BODY_BYTES, registration_of
 from dataplane.domain.snapshot import Snapshot
 from dataplane.http.device_desk import DeviceDesk, Guards, Registered, note_device
 from dataplane.http.errors import refused
 from dataplane.http.exchange import JSON_TYPE, HttpAnswer, HttpRequest
+from dataplane.http.reading import check_length
 
 _CREATED: Final = 201
 # An answer may hold a credential, and a status is asked for to see it change.
@@ -65,17 +66,6 @@ def my_device(desk: DeviceDesk, request: HttpRequest) -> HttpAnswer:
     return _answer(200, _shown(snapshot, device, now_ms), request_id)
 
 
-def check_announced_length(headers: Mapping[str, str]) -> None:
-    """Refuse a registration by the length that it announces, before any of it is read.
-
-    Raises:
-        Refusal: REQUEST_TOO_LARGE.
-    """
-    length = headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
-        raise too_large()
-
-
 async def _register(desk: DeviceDesk, request: HttpRequest) -> dict[str, object]:
     pipeline, headers = desk.pipeline, request.headers
     if pipeline.is_draining:
@@ -84,7 +74,7 @@ async def _register(desk: DeviceDesk, request: HttpRequest) -> dict[str, object]
             "This proxy is shutting down.",
             retry_after_seconds=_DRAINING_RETRY_SECONDS,
         )
-    check_announced_length(headers)
+    check_length(headers, MAX_BODY_BYTES)
     _check_content_type(headers)
     registration = registration_of(request.body, request.address, headers.get("user-agent", ""))
     snapshot, now_ms = pipeline.current.get(), pipeline.clock_ms()

@@ -11,10 +11,11 @@ from quart.asgi import ASGIHTTPConnection
 from quart.wrappers import Request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from dataplane.domain import registration
 from dataplane.domain.client_addresses import ClientAddresses
 from dataplane.domain.refusals import Reason, Refusal
 from dataplane.http.completions import APIS, CompletionApi, completion
-from dataplane.http.devices import check_announced_length, my_device, register_device
+from dataplane.http.devices import my_device, register_device
 from dataplane.http.errors import refused
 from dataplane.http.exchange import HttpAnswer, HttpRequest
 from dataplane.http.front import Front
@@ -92,8 +93,8 @@ def _add_models(app: Quart, front: Front) -> None:
 def _add_devices(app: Quart, front: Front) -> None:
     @app.post("/v1/devices/register")
     async def register() -> Response:
-        check_announced_length(headers_of(request.scope["headers"]))
-        return _response(await register_device(front.devices, await _value(front.addresses)))
+        value = await _value(front.addresses, registration.MAX_BODY_BYTES)
+        return _response(await register_device(front.devices, value))
 
     @app.get("/v1/devices/me")
     async def me() -> Response:
@@ -155,9 +156,9 @@ def _add_errors(app: Quart, pipeline: Pipeline) -> None:
         return _refused(pipeline, Refusal(Reason.INTERNAL, message))
 
 
-async def _value(addresses: ClientAddresses) -> HttpRequest:
+async def _value(addresses: ClientAddresses, max_body_bytes: int = MAX_BODY_BYTES) -> HttpRequest:
     headers = headers_of(request.scope["headers"])
-    check_length(headers)
+    check_length(headers, max_body_bytes)
     body = cast("bytes", await request.get_data(cache=False))
     address = addresses.of(peer_of(cast("Scope", request.scope)), headers)
     return HttpRequest(request.method, request.path, headers, body, address)

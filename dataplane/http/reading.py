@@ -1,6 +1,6 @@
 """From an ASGI request to a plain value, and the refusals that need no handler."""
 
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, Final
 
 from dataplane.domain.calls import Dialect
@@ -70,7 +70,7 @@ def headers_of(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return headers
 
 
-def check_length(headers: dict[str, str], max_body_bytes: int = MAX_BODY_BYTES) -> None:
+def check_length(headers: Mapping[str, str], max_body_bytes: int = MAX_BODY_BYTES) -> None:
     """Refuse a body that is announced as too large, or with two lengths."""
     length = headers.get("content-length")
     if length is None:
