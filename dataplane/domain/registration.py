@@ -24,8 +24,8 @@ MAX_USER_AGENT_LENGTH: Final = 256
 PER_ADDRESS: Final = Guard("registrations_per_address", burst=30, interval_ms=120_000)
 # Each registration is a transaction and a revision that every data plane applies: one a second is a
 # load that nobody notices, however many addresses somebody has. A burst costs the control plane some
-# 15 ms each: 100 are over in two seconds, while 300 slowed other traffic down for five.
-IN_ALL: Final = Guard("registrations", burst=100, interval_ms=1_000)
+# 15-20 ms each: 60 are over in a second, while 300 slowed other traffic down for five.
+IN_ALL: Final = Guard("registrations", burst=60, interval_ms=1_000)
 
 # What a name cannot hold: control characters, formats (that turn text around, or hide it), halves
 # of characters, ends of lines. Whoever reads the list of devices decides by what they see.

@@ -2,7 +2,7 @@
 
 Refusing is cheap, but whoever floods asks again at once, on many connections; and every other request
 in this process passes the event loop some seven times, each time behind all of theirs. So refusals
-beyond 200 a second wait for their turn, a second at most: a flood then gets a twentieth of the loop.
+beyond 150 a second wait for their turn, a second at most: a flood then gets some four percent of the loop.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from dataplane.domain.guards import Check, Verdict
 # A flood from more subjects than this is bound by a guard over all of them.
 MAX_REMEMBERED: Final = 10_000
 # A refusal takes about 0.25 ms of the loop.
-REFUSALS_PER_S: Final = 200
+REFUSALS_PER_S: Final = 150
 # A client waits for an answer, and a connection that waits costs memory.
 MAX_DELAY_S: Final = 1.0
 

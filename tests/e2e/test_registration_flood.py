@@ -23,7 +23,7 @@ from tests.e2e.stack import Stack
 
 # What one address and all together may register at once, and how many devices may wait.
 BURST_PER_ADDRESS = 30
-BURST_IN_ALL = 100
+BURST_IN_ALL = 60
 REFILL_PER_S = 1
 MAX_PENDING = 1_000
 CALLS_PER_S = 50

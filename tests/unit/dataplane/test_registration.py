@@ -157,7 +157,7 @@ def test_an_address_and_everybody_have_a_throttle() -> None:
     own, everybody = registered().checks()
     assert (own.guard, everybody) == (PER_ADDRESS, Check(IN_ALL, "all"))
     assert (PER_ADDRESS.burst, PER_ADDRESS.interval_ms) == (30, 120_000)
-    assert (IN_ALL.burst, IN_ALL.interval_ms) == (100, 1_000)
+    assert (IN_ALL.burst, IN_ALL.interval_ms) == (60, 1_000)
     assert "203.0.113.9" not in own.subject
 
 
