@@ -28,6 +28,8 @@ class SubjectLimits(_message.Message):
 
     SUBJECT_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    TEMPORARY_LIMITS_FIELD_NUMBER: _builtins.int
+    RESETS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
@@ -42,6 +44,14 @@ class SubjectLimits(_message.Message):
         """At most one per unit and window."""
 
     @_builtins.property
+    def temporary_limits(self) -> _containers.RepeatedCompositeFieldContainer[_limits_pb2.TemporaryLimit]:
+        """Output. What takes their place for now, those that have expired excluded."""
+
+    @_builtins.property
+    def resets(self) -> _containers.RepeatedCompositeFieldContainer[_limits_pb2.CounterReset]:
+        """Output. Counters that were reset."""
+
+    @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """Output."""
 
@@ -50,13 +60,15 @@ class SubjectLimits(_message.Message):
         *,
         subject: _builtins.str = ...,
         limits: _abc.Iterable[_limits_pb2.Limit] | None = ...,
+        temporary_limits: _abc.Iterable[_limits_pb2.TemporaryLimit] | None = ...,
+        resets: _abc.Iterable[_limits_pb2.CounterReset] | None = ...,
         revision: _builtins.int = ...,
         etag: _builtins.str = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "limits", b"limits", "revision", b"revision", "subject", b"subject", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "limits", b"limits", "resets", b"resets", "revision", b"revision", "subject", b"subject", "temporary_limits", b"temporary_limits", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -171,6 +183,78 @@ class SetLimitsRequest(_message.Message):
 Global___SetLimitsRequest: _TypeAlias = SetLimitsRequest  # noqa: Y015
 
 @_typing.final
+class SetTemporaryLimitsRequest(_message.Message):
+    """SetTemporaryLimitsRequest sets limits that expire."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    """`user:acme/alice`."""
+    request_id: _builtins.str
+    """As for SetLimits."""
+    validate_only: _builtins.bool
+    """Check everything, change nothing."""
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[_limits_pb2.TemporaryLimit]:
+        """What to set; all `until` are in the future."""
+
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+        limits: _abc.Iterable[_limits_pb2.TemporaryLimit] | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "request_id", b"request_id", "subject", b"subject", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetTemporaryLimitsRequest: _TypeAlias = SetTemporaryLimitsRequest  # noqa: Y015
+
+@_typing.final
+class ResetCountersRequest(_message.Message):
+    """ResetCountersRequest names counters of a subject."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    """`user:acme/alice`."""
+    request_id: _builtins.str
+    """As for SetLimits."""
+    validate_only: _builtins.bool
+    """Check everything, change nothing."""
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[_limits_pb2.Limit]:
+        """Which: unit and window count, the rest is ignored. None means all but requests in flight, which nobody can reset."""
+
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+        limits: _abc.Iterable[_limits_pb2.Limit] | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "request_id", b"request_id", "subject", b"subject", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetCountersRequest: _TypeAlias = ResetCountersRequest  # noqa: Y015
+
+@_typing.final
 class DeleteLimitsRequest(_message.Message):
     """DeleteLimitsRequest removes limits of a subject."""
 
@@ -181,6 +265,7 @@ class DeleteLimitsRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    TEMPORARY_ONLY_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """`user:acme/alice`."""
     etag: _builtins.str
@@ -189,6 +274,8 @@ class DeleteLimitsRequest(_message.Message):
     """As for SetLimits."""
     validate_only: _builtins.bool
     """Check everything, change nothing."""
+    temporary_only: _builtins.bool
+    """Remove temporary limits only."""
     @_builtins.property
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[_limits_pb2.Limit]:
         """Which: unit and window count, the rest is ignored. None means all."""
@@ -201,10 +288,11 @@ class DeleteLimitsRequest(_message.Message):
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        temporary_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "limits", b"limits", "request_id", b"request_id", "subject", b"subject", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "limits", b"limits", "request_id", b"request_id", "subject", b"subject", "temporary_only", b"temporary_only", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,10 +27,13 @@ if _version_not_supported:
 
 
 class LimitServiceStub:
-    """LimitService administers the limits of the service, of organizations, users, keys, devices and client addresses.
+    """LimitService administers the limits of the service, of organizations, users, keys, devices, client addresses, endpoint
+    classes and models.
 
     A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `device:` and its
-    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `global`.
+    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `endpoint:` and an
+    endpoint class (`endpoint:chat`), `model:` and the name that a provider is asked for (`model:gpt-4o-mini`), `global`.
+    Endpoint classes and models are counted service-wide.
     """
 
     def __init__(self, channel):
@@ -54,6 +57,16 @@ class LimitServiceStub:
                 request_serializer=tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.SetLimitsRequest.SerializeToString,
                 response_deserializer=tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.SubjectLimits.FromString,
                 _registered_method=True)
+        self.SetTemporaryLimits = channel.unary_unary(
+                '/tollkeeper.admin.v1.LimitService/SetTemporaryLimits',
+                request_serializer=tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.SetTemporaryLimitsRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.SubjectLimits.FromString,
+                _registered_method=True)
+        self.ResetCounters = channel.unary_unary(
+                '/tollkeeper.admin.v1.LimitService/ResetCounters',
+                request_serializer=tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.ResetCountersRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.SubjectLimits.FromString,
+                _registered_method=True)
         self.DeleteLimits = channel.unary_unary(
                 '/tollkeeper.admin.v1.LimitService/DeleteLimits',
                 request_serializer=tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.DeleteLimitsRequest.SerializeToString,
@@ -62,10 +75,13 @@ class LimitServiceStub:
 
 
 class LimitServiceServicer:
-    """LimitService administers the limits of the service, of organizations, users, keys, devices and client addresses.
+    """LimitService administers the limits of the service, of organizations, users, keys, devices, client addresses, endpoint
+    classes and models.
 
     A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `device:` and its
-    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `global`.
+    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `endpoint:` and an
+    endpoint class (`endpoint:chat`), `model:` and the name that a provider is asked for (`model:gpt-4o-mini`), `global`.
+    Endpoint classes and models are counted service-wide.
     """
 
     def GetLimits(self, request, context):
@@ -85,6 +101,22 @@ class LimitServiceServicer:
     def SetLimits(self, request, context):
         """SetLimits sets the given limits of a subject and leaves its others as they are. Counters go on: a lowered limit counts
         what was used already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTemporaryLimits(self, request, context):
+        """SetTemporaryLimits sets limits that take the place of a subject's, of its tier's or of the defaults until they expire,
+        and leaves its other temporary limits as they are. Counters go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetCounters(self, request, context):
+        """ResetCounters lets counters of a subject start anew, whoever set the limits that they count for. Nothing is deleted:
+        they go on under a new reset generation, and so do the ledger's sums.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,6 +147,16 @@ def add_LimitServiceServicer_to_server(servicer, server):
                     request_deserializer=tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.SetLimitsRequest.FromString,
                     response_serializer=tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.SubjectLimits.SerializeToString,
             ),
+            'SetTemporaryLimits': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTemporaryLimits,
+                    request_deserializer=tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.SetTemporaryLimitsRequest.FromString,
+                    response_serializer=tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.SubjectLimits.SerializeToString,
+            ),
+            'ResetCounters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetCounters,
+                    request_deserializer=tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.ResetCountersRequest.FromString,
+                    response_serializer=tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.SubjectLimits.SerializeToString,
+            ),
             'DeleteLimits': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteLimits,
                     request_deserializer=tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.DeleteLimitsRequest.FromString,
@@ -129,10 +171,13 @@ def add_LimitServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LimitService:
-    """LimitService administers the limits of the service, of organizations, users, keys, devices and client addresses.
+    """LimitService administers the limits of the service, of organizations, users, keys, devices, client addresses, endpoint
+    classes and models.
 
     A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `device:` and its
-    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `global`.
+    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `endpoint:` and an
+    endpoint class (`endpoint:chat`), `model:` and the name that a provider is asked for (`model:gpt-4o-mini`), `global`.
+    Endpoint classes and models are counted service-wide.
     """
 
     @staticmethod
@@ -205,6 +250,60 @@ class LimitService:
             target,
             '/tollkeeper.admin.v1.LimitService/SetLimits',
             tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.SetLimitsRequest.SerializeToString,
+            tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.SubjectLimits.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTemporaryLimits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.admin.v1.LimitService/SetTemporaryLimits',
+            tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.SetTemporaryLimitsRequest.SerializeToString,
+            tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.SubjectLimits.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetCounters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.admin.v1.LimitService/ResetCounters',
+            tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.ResetCountersRequest.SerializeToString,
             tollkeeper_dot_admin_dot_v1_dot_limit__service__pb2.SubjectLimits.FromString,
             options,
             channel_credentials,

@@ -28,10 +28,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class LimitServiceStub:
-    """LimitService administers the limits of the service, of organizations, users, keys, devices and client addresses.
+    """LimitService administers the limits of the service, of organizations, users, keys, devices, client addresses, endpoint
+    classes and models.
 
     A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `device:` and its
-    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `global`.
+    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `endpoint:` and an
+    endpoint class (`endpoint:chat`), `model:` and the name that a provider is asked for (`model:gpt-4o-mini`), `global`.
+    Endpoint classes and models are counted service-wide.
     """
 
     @_typing.overload
@@ -46,15 +49,26 @@ class LimitServiceStub:
     """SetLimits sets the given limits of a subject and leaves its others as they are. Counters go on: a lowered limit counts
     what was used already.
     """
+    SetTemporaryLimits: _grpc.UnaryUnaryMultiCallable[_limit_service_pb2.SetTemporaryLimitsRequest, _limit_service_pb2.SubjectLimits]
+    """SetTemporaryLimits sets limits that take the place of a subject's, of its tier's or of the defaults until they expire,
+    and leaves its other temporary limits as they are. Counters go on.
+    """
+    ResetCounters: _grpc.UnaryUnaryMultiCallable[_limit_service_pb2.ResetCountersRequest, _limit_service_pb2.SubjectLimits]
+    """ResetCounters lets counters of a subject start anew, whoever set the limits that they count for. Nothing is deleted:
+    they go on under a new reset generation, and so do the ledger's sums.
+    """
     DeleteLimits: _grpc.UnaryUnaryMultiCallable[_limit_service_pb2.DeleteLimitsRequest, _changes_pb2.DeleteResult]
     """DeleteLimits removes limits of a subject, which then has the defaults of its tier or of the service."""
 
 @_typing.type_check_only
 class LimitServiceAsyncStub(LimitServiceStub):
-    """LimitService administers the limits of the service, of organizations, users, keys, devices and client addresses.
+    """LimitService administers the limits of the service, of organizations, users, keys, devices, client addresses, endpoint
+    classes and models.
 
     A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `device:` and its
-    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `global`.
+    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `endpoint:` and an
+    endpoint class (`endpoint:chat`), `model:` and the name that a provider is asked for (`model:gpt-4o-mini`), `global`.
+    Endpoint classes and models are counted service-wide.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -66,14 +80,25 @@ class LimitServiceAsyncStub(LimitServiceStub):
     """SetLimits sets the given limits of a subject and leaves its others as they are. Counters go on: a lowered limit counts
     what was used already.
     """
+    SetTemporaryLimits: _aio.UnaryUnaryMultiCallable[_limit_service_pb2.SetTemporaryLimitsRequest, _limit_service_pb2.SubjectLimits]  # type: ignore[assignment]
+    """SetTemporaryLimits sets limits that take the place of a subject's, of its tier's or of the defaults until they expire,
+    and leaves its other temporary limits as they are. Counters go on.
+    """
+    ResetCounters: _aio.UnaryUnaryMultiCallable[_limit_service_pb2.ResetCountersRequest, _limit_service_pb2.SubjectLimits]  # type: ignore[assignment]
+    """ResetCounters lets counters of a subject start anew, whoever set the limits that they count for. Nothing is deleted:
+    they go on under a new reset generation, and so do the ledger's sums.
+    """
     DeleteLimits: _aio.UnaryUnaryMultiCallable[_limit_service_pb2.DeleteLimitsRequest, _changes_pb2.DeleteResult]  # type: ignore[assignment]
     """DeleteLimits removes limits of a subject, which then has the defaults of its tier or of the service."""
 
 class LimitServiceServicer(metaclass=_abc_1.ABCMeta):
-    """LimitService administers the limits of the service, of organizations, users, keys, devices and client addresses.
+    """LimitService administers the limits of the service, of organizations, users, keys, devices, client addresses, endpoint
+    classes and models.
 
     A subject is named by kind and name: `user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `device:` and its
-    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `global`.
+    id, `ip:` and an IPv4 address or the /64 of an IPv6 one (`ip:203.0.113.7`, `ip:2001:db8:0:1::/64`), `endpoint:` and an
+    endpoint class (`endpoint:chat`), `model:` and the name that a provider is asked for (`model:gpt-4o-mini`), `global`.
+    Endpoint classes and models are counted service-wide.
     """
 
     @_abc_1.abstractmethod
@@ -100,6 +125,26 @@ class LimitServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_limit_service_pb2.SubjectLimits, _abc.Awaitable[_limit_service_pb2.SubjectLimits]]:
         """SetLimits sets the given limits of a subject and leaves its others as they are. Counters go on: a lowered limit counts
         what was used already.
+        """
+
+    @_abc_1.abstractmethod
+    def SetTemporaryLimits(
+        self,
+        request: _limit_service_pb2.SetTemporaryLimitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_limit_service_pb2.SubjectLimits, _abc.Awaitable[_limit_service_pb2.SubjectLimits]]:
+        """SetTemporaryLimits sets limits that take the place of a subject's, of its tier's or of the defaults until they expire,
+        and leaves its other temporary limits as they are. Counters go on.
+        """
+
+    @_abc_1.abstractmethod
+    def ResetCounters(
+        self,
+        request: _limit_service_pb2.ResetCountersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_limit_service_pb2.SubjectLimits, _abc.Awaitable[_limit_service_pb2.SubjectLimits]]:
+        """ResetCounters lets counters of a subject start anew, whoever set the limits that they count for. Nothing is deleted:
+        they go on under a new reset generation, and so do the ledger's sums.
         """
 
     @_abc_1.abstractmethod

@@ -28,7 +28,7 @@ from tollkeeper.common.v1 import errors_pb2 as tollkeeper_dot_common_dot_v1_dot_
 from tollkeeper.common.v1 import position_pb2 as tollkeeper_dot_common_dot_v1_dot_position__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tollkeeper/admin/v1/node_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/common/v1/access.proto\x1a!tollkeeper/common/v1/errors.proto\x1a#tollkeeper/common/v1/position.proto\"\x12\n\x10ListNodesRequest\"n\n\x11ListNodesResponse\x12/\n\x07\x63urrent\x18\x01 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12(\n\x05nodes\x18\x02 \x03(\x0b\x32\x19.tollkeeper.admin.v1.Node\"\x9c\x02\n\x04Node\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12/\n\x07\x61pplied\x18\x03 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12,\n\x08heard_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\tnot_ready\x18\x05 \x01(\x0e\x32!.tollkeeper.common.v1.ErrorReason\x12\x10\n\x08problems\x18\x06 \x03(\t\x12\x13\n\x0bquarantined\x18\x07 \x03(\t\x12\x1a\n\x12unreported_records\x18\x08 \x01(\x03\x12\x1a\n\x12limits_unavailable\x18\t \x01(\x08\x32}\n\x0bNodeService\x12n\n\tListNodes\x12%.tollkeeper.admin.v1.ListNodesRequest\x1a&.tollkeeper.admin.v1.ListNodesResponse\"\x12\xca\xf3\x18\x0e\n\nnodes.read\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tollkeeper/admin/v1/node_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/common/v1/access.proto\x1a!tollkeeper/common/v1/errors.proto\x1a#tollkeeper/common/v1/position.proto\"\x12\n\x10ListNodesRequest\"n\n\x11ListNodesResponse\x12/\n\x07\x63urrent\x18\x01 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12(\n\x05nodes\x18\x02 \x03(\x0b\x32\x19.tollkeeper.admin.v1.Node\"\xf2\x02\n\x04Node\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12/\n\x07\x61pplied\x18\x03 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12,\n\x08heard_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\tnot_ready\x18\x05 \x01(\x0e\x32!.tollkeeper.common.v1.ErrorReason\x12\x10\n\x08problems\x18\x06 \x03(\t\x12\x13\n\x0bquarantined\x18\x07 \x03(\t\x12\x1a\n\x12unreported_records\x18\x08 \x01(\x03\x12\x1a\n\x12limits_unavailable\x18\t \x01(\x08\x12\x1a\n\x12maintains_counters\x18\n \x01(\x08\x12\x38\n\x14oldest_unreported_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp2}\n\x0bNodeService\x12n\n\tListNodes\x12%.tollkeeper.admin.v1.ListNodesRequest\x1a&.tollkeeper.admin.v1.ListNodesResponse\"\x12\xca\xf3\x18\x0e\n\nnodes.read\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,7 +42,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTNODESRESPONSE']._serialized_start=223
   _globals['_LISTNODESRESPONSE']._serialized_end=333
   _globals['_NODE']._serialized_start=336
-  _globals['_NODE']._serialized_end=620
-  _globals['_NODESERVICE']._serialized_start=622
-  _globals['_NODESERVICE']._serialized_end=747
+  _globals['_NODE']._serialized_end=706
+  _globals['_NODESERVICE']._serialized_start=708
+  _globals['_NODESERVICE']._serialized_end=833
 # @@protoc_insertion_point(module_scope)

@@ -83,6 +83,8 @@ class Node(_message.Message):
     QUARANTINED_FIELD_NUMBER: _builtins.int
     UNREPORTED_RECORDS_FIELD_NUMBER: _builtins.int
     LIMITS_UNAVAILABLE_FIELD_NUMBER: _builtins.int
+    MAINTAINS_COUNTERS_FIELD_NUMBER: _builtins.int
+    OLDEST_UNREPORTED_AT_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Its id."""
     version: _builtins.str
@@ -93,6 +95,8 @@ class Node(_message.Message):
     """Usage records that it has not yet delivered."""
     limits_unavailable: _builtins.bool
     """It cannot read its counters in Redis right now."""
+    maintains_counters: _builtins.bool
+    """It maintains the counters: reaps, reconciles and rebuilds."""
     @_builtins.property
     def applied(self) -> _position_pb2.Position:
         """What it has applied."""
@@ -109,6 +113,10 @@ class Node(_message.Message):
     def quarantined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Leaves that it could not read: kind, id and what is wrong."""
 
+    @_builtins.property
+    def oldest_unreported_at(self) -> _timestamp_pb2.Timestamp:
+        """When the oldest request began whose record is not yet in the ledger; absent when there is none."""
+
     def __init__(
         self,
         *,
@@ -121,10 +129,12 @@ class Node(_message.Message):
         quarantined: _abc.Iterable[_builtins.str] | None = ...,
         unreported_records: _builtins.int = ...,
         limits_unavailable: _builtins.bool = ...,
+        maintains_counters: _builtins.bool = ...,
+        oldest_unreported_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "heard_at", b"heard_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "heard_at", b"heard_at", "oldest_unreported_at", b"oldest_unreported_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "heard_at", b"heard_at", "limits_unavailable", b"limits_unavailable", "node_id", b"node_id", "not_ready", b"not_ready", "problems", b"problems", "quarantined", b"quarantined", "unreported_records", b"unreported_records", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "heard_at", b"heard_at", "limits_unavailable", b"limits_unavailable", "maintains_counters", b"maintains_counters", "node_id", b"node_id", "not_ready", b"not_ready", "oldest_unreported_at", b"oldest_unreported_at", "problems", b"problems", "quarantined", b"quarantined", "unreported_records", b"unreported_records", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from tollkeeper.common.v1 import limits_pb2 as _limits_pb2
 from tollkeeper.common.v1 import position_pb2 as _position_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +19,209 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class PauseServiceRequest(_message.Message):
+    """PauseServiceRequest asks for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes a repetition harmless: the same id answers with the first result, for 24 hours. Empty: not idempotent."""
+    validate_only: _builtins.bool
+    """Check everything, change nothing."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseServiceRequest: _TypeAlias = PauseServiceRequest  # noqa: Y015
+
+@_typing.final
+class ResumeServiceRequest(_message.Message):
+    """ResumeServiceRequest asks for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """As for PauseService."""
+    validate_only: _builtins.bool
+    """Check everything, change nothing."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeServiceRequest: _TypeAlias = ResumeServiceRequest  # noqa: Y015
+
+@_typing.final
+class ServicePause(_message.Message):
+    """ServicePause says whether the service is paused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAUSED_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    paused: _builtins.bool
+    """Every call is refused."""
+    revision: _builtins.int
+    """The revision of the change."""
+    def __init__(
+        self,
+        *,
+        paused: _builtins.bool = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["paused", b"paused", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServicePause: _TypeAlias = ServicePause  # noqa: Y015
+
+@_typing.final
+class VerifyCountersRequest(_message.Message):
+    """VerifyCountersRequest asks for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPAIR_FIELD_NUMBER: _builtins.int
+    repair: _builtins.bool
+    """Set what differs to what the ledger says, also downwards."""
+    def __init__(
+        self,
+        *,
+        repair: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repair", b"repair"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyCountersRequest: _TypeAlias = VerifyCountersRequest  # noqa: Y015
+
+@_typing.final
+class CounterVerification(_message.Message):
+    """CounterVerification is what was found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    COMPARED_FIELD_NUMBER: _builtins.int
+    DIFFERING_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The data plane that compared."""
+    compared: _builtins.int
+    """How many counters were compared."""
+    differing: _builtins.int
+    """How many of them differ."""
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedDifference]:
+        """The first 1,000 differences."""
+
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        compared: _builtins.int = ...,
+        differing: _builtins.int = ...,
+        differences: _abc.Iterable[Global___NamedDifference] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared", b"compared", "differences", b"differences", "differing", b"differing", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CounterVerification: _TypeAlias = CounterVerification  # noqa: Y015
+
+@_typing.final
+class NamedDifference(_message.Message):
+    """NamedDifference is a difference and whom it is about."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    """The subject by its name now; by kind and id when it is gone."""
+    @_builtins.property
+    def difference(self) -> _limits_pb2.CounterDifference:
+        """What differs."""
+
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+        difference: _limits_pb2.CounterDifference | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["difference", b"difference"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["difference", b"difference", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamedDifference: _TypeAlias = NamedDifference  # noqa: Y015
+
+@_typing.final
+class ResetLimiterClockRequest(_message.Message):
+    """ResetLimiterClockRequest asks for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetLimiterClockRequest: _TypeAlias = ResetLimiterClockRequest  # noqa: Y015
+
+@_typing.final
+class ResetLimiterClockResponse(_message.Message):
+    """ResetLimiterClockResponse says that it was done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The data plane that did it."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetLimiterClockResponse: _TypeAlias = ResetLimiterClockResponse  # noqa: Y015
 
 @_typing.final
 class GetServiceStatusRequest(_message.Message):
@@ -51,6 +255,7 @@ class ServiceStatus(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
     PENDING_DEVICES_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     control_plane_id: _builtins.str
     """Which control plane answers."""
     version: _builtins.str
@@ -65,6 +270,8 @@ class ServiceStatus(_message.Message):
     """The schema that the database has."""
     pending_devices: _builtins.int
     """Devices that wait for approval."""
+    paused: _builtins.bool
+    """An administrator paused the whole service."""
     @_builtins.property
     def position(self) -> _position_pb2.Position:
         """The newest position that it publishes."""
@@ -85,10 +292,11 @@ class ServiceStatus(_message.Message):
         position: _position_pb2.Position | None = ...,
         problems: _abc.Iterable[_builtins.str] | None = ...,
         pending_devices: _builtins.int = ...,
+        paused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_plane_id", b"control_plane_id", "database", b"database", "database_ms", b"database_ms", "pending_devices", b"pending_devices", "position", b"position", "problems", b"problems", "schema", b"schema", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_plane_id", b"control_plane_id", "database", b"database", "database_ms", b"database_ms", "paused", b"paused", "pending_devices", b"pending_devices", "position", b"position", "problems", b"problems", "schema", b"schema", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,6 +40,26 @@ class OperationsServiceStub:
                 request_serializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.GetServiceStatusRequest.SerializeToString,
                 response_deserializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ServiceStatus.FromString,
                 _registered_method=True)
+        self.PauseService = channel.unary_unary(
+                '/tollkeeper.admin.v1.OperationsService/PauseService',
+                request_serializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.PauseServiceRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ServicePause.FromString,
+                _registered_method=True)
+        self.ResumeService = channel.unary_unary(
+                '/tollkeeper.admin.v1.OperationsService/ResumeService',
+                request_serializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ResumeServiceRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ServicePause.FromString,
+                _registered_method=True)
+        self.VerifyCounters = channel.unary_unary(
+                '/tollkeeper.admin.v1.OperationsService/VerifyCounters',
+                request_serializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.VerifyCountersRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.CounterVerification.FromString,
+                _registered_method=True)
+        self.ResetLimiterClock = channel.unary_unary(
+                '/tollkeeper.admin.v1.OperationsService/ResetLimiterClock',
+                request_serializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ResetLimiterClockRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ResetLimiterClockResponse.FromString,
+                _registered_method=True)
 
 
 class OperationsServiceServicer:
@@ -53,6 +73,38 @@ class OperationsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseService(self, request, context):
+        """PauseService refuses every call of every organization from now on; UpdateOrganization pauses one of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeService(self, request, context):
+        """ResumeService ends it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyCounters(self, request, context):
+        """VerifyCounters has the data plane that maintains the counters compare each of them with the ledger. Where traffic goes
+        on, a counter is ahead of the ledger by what is on its way to it: two readings that agree are told apart from that.
+
+        UNAVAILABLE when no data plane that is connected here maintains them; DEADLINE_EXCEEDED when it did not answer within
+        60 s. With `repair` it needs permission to write.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetLimiterClock(self, request, context):
+        """ResetLimiterClock lets the limiter's time go back to the clock of Redis, after that clock was far ahead for a while.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperationsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +112,26 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     servicer.GetServiceStatus,
                     request_deserializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.GetServiceStatusRequest.FromString,
                     response_serializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ServiceStatus.SerializeToString,
+            ),
+            'PauseService': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseService,
+                    request_deserializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.PauseServiceRequest.FromString,
+                    response_serializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ServicePause.SerializeToString,
+            ),
+            'ResumeService': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeService,
+                    request_deserializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ResumeServiceRequest.FromString,
+                    response_serializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ServicePause.SerializeToString,
+            ),
+            'VerifyCounters': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyCounters,
+                    request_deserializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.VerifyCountersRequest.FromString,
+                    response_serializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.CounterVerification.SerializeToString,
+            ),
+            'ResetLimiterClock': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetLimiterClock,
+                    request_deserializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ResetLimiterClockRequest.FromString,
+                    response_serializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ResetLimiterClockResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +162,114 @@ class OperationsService:
             '/tollkeeper.admin.v1.OperationsService/GetServiceStatus',
             tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.GetServiceStatusRequest.SerializeToString,
             tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ServiceStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseService(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.admin.v1.OperationsService/PauseService',
+            tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.PauseServiceRequest.SerializeToString,
+            tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ServicePause.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeService(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.admin.v1.OperationsService/ResumeService',
+            tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ResumeServiceRequest.SerializeToString,
+            tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ServicePause.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyCounters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.admin.v1.OperationsService/VerifyCounters',
+            tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.VerifyCountersRequest.SerializeToString,
+            tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.CounterVerification.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetLimiterClock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.admin.v1.OperationsService/ResetLimiterClock',
+            tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ResetLimiterClockRequest.SerializeToString,
+            tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ResetLimiterClockResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,19 @@ class OperationsServiceStub:
     def __new__(cls, channel: _aio.Channel) -> OperationsServiceAsyncStub: ...
     GetServiceStatus: _grpc.UnaryUnaryMultiCallable[_operations_service_pb2.GetServiceStatusRequest, _operations_service_pb2.ServiceStatus]
     """GetServiceStatus returns how the control plane that answers is. The data planes are in NodeService."""
+    PauseService: _grpc.UnaryUnaryMultiCallable[_operations_service_pb2.PauseServiceRequest, _operations_service_pb2.ServicePause]
+    """PauseService refuses every call of every organization from now on; UpdateOrganization pauses one of them."""
+    ResumeService: _grpc.UnaryUnaryMultiCallable[_operations_service_pb2.ResumeServiceRequest, _operations_service_pb2.ServicePause]
+    """ResumeService ends it."""
+    VerifyCounters: _grpc.UnaryUnaryMultiCallable[_operations_service_pb2.VerifyCountersRequest, _operations_service_pb2.CounterVerification]
+    """VerifyCounters has the data plane that maintains the counters compare each of them with the ledger. Where traffic goes
+    on, a counter is ahead of the ledger by what is on its way to it: two readings that agree are told apart from that.
+
+    UNAVAILABLE when no data plane that is connected here maintains them; DEADLINE_EXCEEDED when it did not answer within
+    60 s. With `repair` it needs permission to write.
+    """
+    ResetLimiterClock: _grpc.UnaryUnaryMultiCallable[_operations_service_pb2.ResetLimiterClockRequest, _operations_service_pb2.ResetLimiterClockResponse]
+    """ResetLimiterClock lets the limiter's time go back to the clock of Redis, after that clock was far ahead for a while."""
 
 @_typing.type_check_only
 class OperationsServiceAsyncStub(OperationsServiceStub):
@@ -43,6 +56,19 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetServiceStatus: _aio.UnaryUnaryMultiCallable[_operations_service_pb2.GetServiceStatusRequest, _operations_service_pb2.ServiceStatus]  # type: ignore[assignment]
     """GetServiceStatus returns how the control plane that answers is. The data planes are in NodeService."""
+    PauseService: _aio.UnaryUnaryMultiCallable[_operations_service_pb2.PauseServiceRequest, _operations_service_pb2.ServicePause]  # type: ignore[assignment]
+    """PauseService refuses every call of every organization from now on; UpdateOrganization pauses one of them."""
+    ResumeService: _aio.UnaryUnaryMultiCallable[_operations_service_pb2.ResumeServiceRequest, _operations_service_pb2.ServicePause]  # type: ignore[assignment]
+    """ResumeService ends it."""
+    VerifyCounters: _aio.UnaryUnaryMultiCallable[_operations_service_pb2.VerifyCountersRequest, _operations_service_pb2.CounterVerification]  # type: ignore[assignment]
+    """VerifyCounters has the data plane that maintains the counters compare each of them with the ledger. Where traffic goes
+    on, a counter is ahead of the ledger by what is on its way to it: two readings that agree are told apart from that.
+
+    UNAVAILABLE when no data plane that is connected here maintains them; DEADLINE_EXCEEDED when it did not answer within
+    60 s. With `repair` it needs permission to write.
+    """
+    ResetLimiterClock: _aio.UnaryUnaryMultiCallable[_operations_service_pb2.ResetLimiterClockRequest, _operations_service_pb2.ResetLimiterClockResponse]  # type: ignore[assignment]
+    """ResetLimiterClock lets the limiter's time go back to the clock of Redis, after that clock was far ahead for a while."""
 
 class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
     """OperationsService shows how the service is."""
@@ -54,5 +80,42 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_service_pb2.ServiceStatus, _abc.Awaitable[_operations_service_pb2.ServiceStatus]]:
         """GetServiceStatus returns how the control plane that answers is. The data planes are in NodeService."""
+
+    @_abc_1.abstractmethod
+    def PauseService(
+        self,
+        request: _operations_service_pb2.PauseServiceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_service_pb2.ServicePause, _abc.Awaitable[_operations_service_pb2.ServicePause]]:
+        """PauseService refuses every call of every organization from now on; UpdateOrganization pauses one of them."""
+
+    @_abc_1.abstractmethod
+    def ResumeService(
+        self,
+        request: _operations_service_pb2.ResumeServiceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_service_pb2.ServicePause, _abc.Awaitable[_operations_service_pb2.ServicePause]]:
+        """ResumeService ends it."""
+
+    @_abc_1.abstractmethod
+    def VerifyCounters(
+        self,
+        request: _operations_service_pb2.VerifyCountersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_service_pb2.CounterVerification, _abc.Awaitable[_operations_service_pb2.CounterVerification]]:
+        """VerifyCounters has the data plane that maintains the counters compare each of them with the ledger. Where traffic goes
+        on, a counter is ahead of the ledger by what is on its way to it: two readings that agree are told apart from that.
+
+        UNAVAILABLE when no data plane that is connected here maintains them; DEADLINE_EXCEEDED when it did not answer within
+        60 s. With `repair` it needs permission to write.
+        """
+
+    @_abc_1.abstractmethod
+    def ResetLimiterClock(
+        self,
+        request: _operations_service_pb2.ResetLimiterClockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_service_pb2.ResetLimiterClockResponse, _abc.Awaitable[_operations_service_pb2.ResetLimiterClockResponse]]:
+        """ResetLimiterClock lets the limiter's time go back to the clock of Redis, after that clock was far ahead for a while."""
 
 def add_OperationsServiceServicer_to_server(servicer: OperationsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

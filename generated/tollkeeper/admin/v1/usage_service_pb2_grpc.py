@@ -52,7 +52,8 @@ class UsageServiceServicer:
     """
 
     def ListRequests(self, request, context):
-        """ListRequests returns requests, newest first.
+        """ListRequests returns requests, newest first. The layers that admission tried are only in the answer to a filter by
+        `request_id`: they are most of a record.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

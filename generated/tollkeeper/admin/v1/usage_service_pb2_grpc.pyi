@@ -34,7 +34,9 @@ class UsageServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> UsageServiceAsyncStub: ...
     ListRequests: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.ListRequestsRequest, _usage_service_pb2.ListRequestsResponse]
-    """ListRequests returns requests, newest first."""
+    """ListRequests returns requests, newest first. The layers that admission tried are only in the answer to a filter by
+    `request_id`: they are most of a record.
+    """
     SumRequests: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.SumRequestsRequest, _usage_service_pb2.SumRequestsResponse]
     """SumRequests returns sums over requests, grouped."""
 
@@ -44,7 +46,9 @@ class UsageServiceAsyncStub(UsageServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListRequests: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.ListRequestsRequest, _usage_service_pb2.ListRequestsResponse]  # type: ignore[assignment]
-    """ListRequests returns requests, newest first."""
+    """ListRequests returns requests, newest first. The layers that admission tried are only in the answer to a filter by
+    `request_id`: they are most of a record.
+    """
     SumRequests: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.SumRequestsRequest, _usage_service_pb2.SumRequestsResponse]  # type: ignore[assignment]
     """SumRequests returns sums over requests, grouped."""
 
@@ -57,7 +61,9 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _usage_service_pb2.ListRequestsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_usage_service_pb2.ListRequestsResponse, _abc.Awaitable[_usage_service_pb2.ListRequestsResponse]]:
-        """ListRequests returns requests, newest first."""
+        """ListRequests returns requests, newest first. The layers that admission tried are only in the answer to a filter by
+        `request_id`: they are most of a record.
+        """
 
     @_abc_1.abstractmethod
     def SumRequests(

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tollkeeper/common/v1/limits.proto\x12\x14tollkeeper.common.v1\x1a\x1b\x62uf/validate/validate.proto\"\xee\x01\n\x05Limit\x12\x39\n\x04unit\x18\x01 \x01(\x0e\x32\x1f.tollkeeper.common.v1.LimitUnitB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12;\n\x06window\x18\x02 \x01(\x0e\x32!.tollkeeper.common.v1.LimitWindowB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\"\n\x08\x63\x61pacity\x18\x03 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\xea\xd7\xbc\xae\xfe\x0f(\x00\x12\x11\n\tunlimited\x18\x04 \x01(\x08\x12\x0c\n\x04soft\x18\x05 \x01(\x08\x12\x0e\n\x06shadow\x18\x06 \x01(\x08\x12\x18\n\x10reset_generation\x18\x07 \x01(\x03*\xf1\x01\n\x0bSubjectKind\x12\x1c\n\x18SUBJECT_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13SUBJECT_KIND_GLOBAL\x10\x01\x12\x1d\n\x19SUBJECT_KIND_ORGANIZATION\x10\x02\x12\x15\n\x11SUBJECT_KIND_USER\x10\x03\x12\x14\n\x10SUBJECT_KIND_KEY\x10\x04\x12\x17\n\x13SUBJECT_KIND_DEVICE\x10\x05\x12\x13\n\x0fSUBJECT_KIND_IP\x10\x06\x12\x19\n\x15SUBJECT_KIND_ENDPOINT\x10\x07\x12\x16\n\x12SUBJECT_KIND_MODEL\x10\x08*\x86\x01\n\tLimitUnit\x12\x1a\n\x16LIMIT_UNIT_UNSPECIFIED\x10\x00\x12\x17\n\x13LIMIT_UNIT_REQUESTS\x10\x01\x12\x15\n\x11LIMIT_UNIT_TOKENS\x10\x02\x12\x14\n\x10LIMIT_UNIT_SPEND\x10\x03\x12\x17\n\x13LIMIT_UNIT_PARALLEL\x10\x04*\x8a\x01\n\x0bLimitWindow\x12\x1c\n\x18LIMIT_WINDOW_UNSPECIFIED\x10\x00\x12\x17\n\x13LIMIT_WINDOW_MINUTE\x10\x01\x12\x14\n\x10LIMIT_WINDOW_DAY\x10\x02\x12\x16\n\x12LIMIT_WINDOW_MONTH\x10\x03\x12\x16\n\x12LIMIT_WINDOW_TOTAL\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tollkeeper/common/v1/limits.proto\x12\x14tollkeeper.common.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x02\n\x05Limit\x12\x39\n\x04unit\x18\x01 \x01(\x0e\x32\x1f.tollkeeper.common.v1.LimitUnitB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12;\n\x06window\x18\x02 \x01(\x0e\x32!.tollkeeper.common.v1.LimitWindowB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\"\n\x08\x63\x61pacity\x18\x03 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\xea\xd7\xbc\xae\xfe\x0f(\x00\x12\x11\n\tunlimited\x18\x04 \x01(\x08\x12\x0c\n\x04soft\x18\x05 \x01(\x08\x12\x0e\n\x06shadow\x18\x06 \x01(\x08\x12\x18\n\x10reset_generation\x18\x07 \x01(\x03\x12\x1e\n\x08\x65very_ms\x18\x08 \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\xb8\x99)(\x00\x12\x1c\n\x05\x62urst\x18\t \x01(\x03\x42\r\xbaH\n\"\x08\x18\x80\x94\xeb\xdc\x03(\x00\"w\n\x0eTemporaryLimit\x12\x32\n\x05limit\x18\x01 \x01(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x06\xbaH\x03\xc8\x01\x01\x12\x31\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\"\x8a\x01\n\x0c\x43ounterReset\x12-\n\x04unit\x18\x01 \x01(\x0e\x32\x1f.tollkeeper.common.v1.LimitUnit\x12\x31\n\x06window\x18\x02 \x01(\x0e\x32!.tollkeeper.common.v1.LimitWindow\x12\x18\n\x10reset_generation\x18\x03 \x01(\x03\"\xe5\x01\n\x07\x43ounter\x12\x37\n\x0csubject_kind\x18\x01 \x01(\x0e\x32!.tollkeeper.common.v1.SubjectKind\x12\x12\n\nsubject_id\x18\x02 \x01(\t\x12-\n\x04unit\x18\x03 \x01(\x0e\x32\x1f.tollkeeper.common.v1.LimitUnit\x12\x31\n\x06window\x18\x04 \x01(\x0e\x32!.tollkeeper.common.v1.LimitWindow\x12\x11\n\tperiod_id\x18\x05 \x01(\t\x12\x18\n\x10reset_generation\x18\x06 \x01(\x03\"\x96\x01\n\x11\x43ounterDifference\x12.\n\x07\x63ounter\x18\x01 \x01(\x0b\x32\x1d.tollkeeper.common.v1.Counter\x12\x0f\n\x07settled\x18\x02 \x01(\x03\x12\x0e\n\x06ledger\x18\x03 \x01(\x03\x12\x0c\n\x04held\x18\x04 \x01(\x03\x12\x10\n\x08reserved\x18\x05 \x01(\x03\x12\x10\n\x08repaired\x18\x06 \x01(\x08*\xf1\x01\n\x0bSubjectKind\x12\x1c\n\x18SUBJECT_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13SUBJECT_KIND_GLOBAL\x10\x01\x12\x1d\n\x19SUBJECT_KIND_ORGANIZATION\x10\x02\x12\x15\n\x11SUBJECT_KIND_USER\x10\x03\x12\x14\n\x10SUBJECT_KIND_KEY\x10\x04\x12\x17\n\x13SUBJECT_KIND_DEVICE\x10\x05\x12\x13\n\x0fSUBJECT_KIND_IP\x10\x06\x12\x19\n\x15SUBJECT_KIND_ENDPOINT\x10\x07\x12\x16\n\x12SUBJECT_KIND_MODEL\x10\x08*\x86\x01\n\tLimitUnit\x12\x1a\n\x16LIMIT_UNIT_UNSPECIFIED\x10\x00\x12\x17\n\x13LIMIT_UNIT_REQUESTS\x10\x01\x12\x15\n\x11LIMIT_UNIT_TOKENS\x10\x02\x12\x14\n\x10LIMIT_UNIT_SPEND\x10\x03\x12\x17\n\x13LIMIT_UNIT_PARALLEL\x10\x04*\xa1\x01\n\x0bLimitWindow\x12\x1c\n\x18LIMIT_WINDOW_UNSPECIFIED\x10\x00\x12\x17\n\x13LIMIT_WINDOW_MINUTE\x10\x01\x12\x14\n\x10LIMIT_WINDOW_DAY\x10\x02\x12\x16\n\x12LIMIT_WINDOW_MONTH\x10\x03\x12\x16\n\x12LIMIT_WINDOW_TOTAL\x10\x04\x12\x15\n\x11LIMIT_WINDOW_RATE\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,12 +39,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LIMIT'].fields_by_name['window']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_LIMIT'].fields_by_name['capacity']._loaded_options = None
   _globals['_LIMIT'].fields_by_name['capacity']._serialized_options = b'\272H\r\"\013\030\200\200\352\327\274\256\376\017(\000'
-  _globals['_SUBJECTKIND']._serialized_start=330
-  _globals['_SUBJECTKIND']._serialized_end=571
-  _globals['_LIMITUNIT']._serialized_start=574
-  _globals['_LIMITUNIT']._serialized_end=708
-  _globals['_LIMITWINDOW']._serialized_start=711
-  _globals['_LIMITWINDOW']._serialized_end=849
-  _globals['_LIMIT']._serialized_start=89
-  _globals['_LIMIT']._serialized_end=327
+  _globals['_LIMIT'].fields_by_name['every_ms']._loaded_options = None
+  _globals['_LIMIT'].fields_by_name['every_ms']._serialized_options = b'\272H\t\"\007\030\200\270\231)(\000'
+  _globals['_LIMIT'].fields_by_name['burst']._loaded_options = None
+  _globals['_LIMIT'].fields_by_name['burst']._serialized_options = b'\272H\n\"\010\030\200\224\353\334\003(\000'
+  _globals['_TEMPORARYLIMIT'].fields_by_name['limit']._loaded_options = None
+  _globals['_TEMPORARYLIMIT'].fields_by_name['limit']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_TEMPORARYLIMIT'].fields_by_name['until']._loaded_options = None
+  _globals['_TEMPORARYLIMIT'].fields_by_name['until']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_SUBJECTKIND']._serialized_start=1072
+  _globals['_SUBJECTKIND']._serialized_end=1313
+  _globals['_LIMITUNIT']._serialized_start=1316
+  _globals['_LIMITUNIT']._serialized_end=1450
+  _globals['_LIMITWINDOW']._serialized_start=1453
+  _globals['_LIMITWINDOW']._serialized_end=1614
+  _globals['_LIMIT']._serialized_start=122
+  _globals['_LIMIT']._serialized_end=422
+  _globals['_TEMPORARYLIMIT']._serialized_start=424
+  _globals['_TEMPORARYLIMIT']._serialized_end=543
+  _globals['_COUNTERRESET']._serialized_start=546
+  _globals['_COUNTERRESET']._serialized_end=684
+  _globals['_COUNTER']._serialized_start=687
+  _globals['_COUNTER']._serialized_end=916
+  _globals['_COUNTERDIFFERENCE']._serialized_start=919
+  _globals['_COUNTERDIFFERENCE']._serialized_end=1069
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ Limits: whom they count, what, over which time, how much."""
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -113,6 +114,8 @@ class _LimitWindowEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LimitWind
     """A calendar month, likewise."""
     LIMIT_WINDOW_TOTAL: _LimitWindow.ValueType  # 4
     """Never resets; topped up by raising it."""
+    LIMIT_WINDOW_RATE: _LimitWindow.ValueType  # 5
+    """A rate: `capacity` every `every_ms`, evenly, at most `burst` at once. Only for requests."""
 
 class LimitWindow(_LimitWindow, metaclass=_LimitWindowEnumTypeWrapper):
     """LimitWindow says over which time a limit counts."""
@@ -127,6 +130,8 @@ LIMIT_WINDOW_MONTH: LimitWindow.ValueType  # 3
 """A calendar month, likewise."""
 LIMIT_WINDOW_TOTAL: LimitWindow.ValueType  # 4
 """Never resets; topped up by raising it."""
+LIMIT_WINDOW_RATE: LimitWindow.ValueType  # 5
+"""A rate: `capacity` every `every_ms`, evenly, at most `burst` at once. Only for requests."""
 Global___LimitWindow: _TypeAlias = LimitWindow  # noqa: Y015
 
 @_typing.final
@@ -142,6 +147,8 @@ class Limit(_message.Message):
     SOFT_FIELD_NUMBER: _builtins.int
     SHADOW_FIELD_NUMBER: _builtins.int
     RESET_GENERATION_FIELD_NUMBER: _builtins.int
+    EVERY_MS_FIELD_NUMBER: _builtins.int
+    BURST_FIELD_NUMBER: _builtins.int
     unit: Global___LimitUnit.ValueType
     """What is counted."""
     window: Global___LimitWindow.ValueType
@@ -160,6 +167,12 @@ class Limit(_message.Message):
     """Counted and shown, never refusing."""
     reset_generation: _builtins.int
     """Output. Raised by an administrator's reset: the counter starts anew under a new key."""
+    every_ms: _builtins.int
+    """LIMIT_WINDOW_RATE only: the time, in milliseconds, in which `capacity` requests pass; at most a day. One request must
+    not come more often than every 10 microseconds.
+    """
+    burst: _builtins.int
+    """LIMIT_WINDOW_RATE only: how many may come at once after a pause. 0 reads as `capacity`."""
     def __init__(
         self,
         *,
@@ -170,11 +183,159 @@ class Limit(_message.Message):
         soft: _builtins.bool = ...,
         shadow: _builtins.bool = ...,
         reset_generation: _builtins.int = ...,
+        every_ms: _builtins.int = ...,
+        burst: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "reset_generation", b"reset_generation", "shadow", b"shadow", "soft", b"soft", "unit", b"unit", "unlimited", b"unlimited", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst", b"burst", "capacity", b"capacity", "every_ms", b"every_ms", "reset_generation", b"reset_generation", "shadow", b"shadow", "soft", b"soft", "unit", b"unit", "unlimited", b"unlimited", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Limit: _TypeAlias = Limit  # noqa: Y015
+
+@_typing.final
+class TemporaryLimit(_message.Message):
+    """TemporaryLimit takes the place of a subject's limit of the same unit and window until it expires."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def limit(self) -> Global___Limit:
+        """What holds until then."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """From then on the subject's own limit, its tier's or the service's default holds again."""
+
+    def __init__(
+        self,
+        *,
+        limit: Global___Limit | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TemporaryLimit: _TypeAlias = TemporaryLimit  # noqa: Y015
+
+@_typing.final
+class CounterReset(_message.Message):
+    """CounterReset says how often an administrator let a counter of a subject start anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    RESET_GENERATION_FIELD_NUMBER: _builtins.int
+    unit: Global___LimitUnit.ValueType
+    """What it counts."""
+    window: Global___LimitWindow.ValueType
+    """Over which time."""
+    reset_generation: _builtins.int
+    """The generation of the counter: part of its key, and of the ledger's sums."""
+    def __init__(
+        self,
+        *,
+        unit: Global___LimitUnit.ValueType = ...,
+        window: Global___LimitWindow.ValueType = ...,
+        reset_generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reset_generation", b"reset_generation", "unit", b"unit", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CounterReset: _TypeAlias = CounterReset  # noqa: Y015
+
+@_typing.final
+class Counter(_message.Message):
+    """Counter names one counter of requests, tokens or money over calendar periods."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_KIND_FIELD_NUMBER: _builtins.int
+    SUBJECT_ID_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    PERIOD_ID_FIELD_NUMBER: _builtins.int
+    RESET_GENERATION_FIELD_NUMBER: _builtins.int
+    subject_kind: Global___SubjectKind.ValueType
+    """Whom it counts."""
+    subject_id: _builtins.str
+    """The subject's id, as the data planes' keys have it; empty for the service-wide subject."""
+    unit: Global___LimitUnit.ValueType
+    """What it counts: requests, tokens or spend."""
+    window: Global___LimitWindow.ValueType
+    """Over which time: day, month or total."""
+    period_id: _builtins.str
+    """`20261121`, `202611` or `total`."""
+    reset_generation: _builtins.int
+    """Its reset generation."""
+    def __init__(
+        self,
+        *,
+        subject_kind: Global___SubjectKind.ValueType = ...,
+        subject_id: _builtins.str = ...,
+        unit: Global___LimitUnit.ValueType = ...,
+        window: Global___LimitWindow.ValueType = ...,
+        period_id: _builtins.str = ...,
+        reset_generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["period_id", b"period_id", "reset_generation", b"reset_generation", "subject_id", b"subject_id", "subject_kind", b"subject_kind", "unit", b"unit", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Counter: _TypeAlias = Counter  # noqa: Y015
+
+@_typing.final
+class CounterDifference(_message.Message):
+    """CounterDifference is a counter that is not what the ledger says, or holds what nobody reserved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTER_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
+    REPAIRED_FIELD_NUMBER: _builtins.int
+    settled: _builtins.int
+    """What it has settled, in its unit (spend: nano-USD)."""
+    ledger: _builtins.int
+    """What the ledger's sum is."""
+    held: _builtins.int
+    """What it holds for requests in flight; 0 but for spend."""
+    reserved: _builtins.int
+    """What the reservations in flight hold of it."""
+    repaired: _builtins.bool
+    """It was set to what it should be."""
+    @_builtins.property
+    def counter(self) -> Global___Counter:
+        """Which counter."""
+
+    def __init__(
+        self,
+        *,
+        counter: Global___Counter | None = ...,
+        settled: _builtins.int = ...,
+        ledger: _builtins.int = ...,
+        held: _builtins.int = ...,
+        reserved: _builtins.int = ...,
+        repaired: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counter", b"counter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counter", b"counter", "held", b"held", "ledger", b"ledger", "repaired", b"repaired", "reserved", b"reserved", "settled", b"settled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CounterDifference: _TypeAlias = CounterDifference  # noqa: Y015

@@ -24,6 +24,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tollkeeper.common.v1 import errors_pb2 as _errors_pb2
+from tollkeeper.common.v1 import limits_pb2 as _limits_pb2
 from tollkeeper.common.v1 import position_pb2 as _position_pb2
 from tollkeeper.config.v1 import resources_pb2 as _resources_pb2
 import builtins as _builtins
@@ -129,6 +130,34 @@ NACK_REASON_GUARD: NackReason.ValueType  # 4
 """Larger than this node takes, or it removes too much without `force`."""
 Global___NackReason: _TypeAlias = NackReason  # noqa: Y015
 
+class _CounterTaskKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CounterTaskKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CounterTaskKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COUNTER_TASK_KIND_UNSPECIFIED: _CounterTaskKind.ValueType  # 0
+    """Never sent."""
+    COUNTER_TASK_KIND_VERIFY: _CounterTaskKind.ValueType  # 1
+    """Compare every counter with the ledger and report the differences."""
+    COUNTER_TASK_KIND_REPAIR: _CounterTaskKind.ValueType  # 2
+    """Likewise, and set what differs to what the ledger says, also downwards."""
+    COUNTER_TASK_KIND_RESET_CLOCK: _CounterTaskKind.ValueType  # 3
+    """Let the limiter's time go back to the clock of Redis."""
+
+class CounterTaskKind(_CounterTaskKind, metaclass=_CounterTaskKindEnumTypeWrapper):
+    """CounterTaskKind says what is to be done."""
+
+COUNTER_TASK_KIND_UNSPECIFIED: CounterTaskKind.ValueType  # 0
+"""Never sent."""
+COUNTER_TASK_KIND_VERIFY: CounterTaskKind.ValueType  # 1
+"""Compare every counter with the ledger and report the differences."""
+COUNTER_TASK_KIND_REPAIR: CounterTaskKind.ValueType  # 2
+"""Likewise, and set what differs to what the ledger says, also downwards."""
+COUNTER_TASK_KIND_RESET_CLOCK: CounterTaskKind.ValueType  # 3
+"""Let the limiter's time go back to the clock of Redis."""
+Global___CounterTaskKind: _TypeAlias = CounterTaskKind  # noqa: Y015
+
 @_typing.final
 class StreamConfigRequest(_message.Message):
     """StreamConfigRequest is what a data plane says."""
@@ -140,6 +169,7 @@ class StreamConfigRequest(_message.Message):
     NACK_FIELD_NUMBER: _builtins.int
     REVOCATION_ACK_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    COUNTER_REPORT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """First, once."""
@@ -160,6 +190,10 @@ class StreamConfigRequest(_message.Message):
     def heartbeat(self) -> Global___Heartbeat:
         """Every `heartbeat_interval_ms`."""
 
+    @_builtins.property
+    def counter_report(self) -> Global___CounterReport:
+        """The outcome of a counter task."""
+
     def __init__(
         self,
         *,
@@ -168,12 +202,13 @@ class StreamConfigRequest(_message.Message):
         nack: Global___Nack | None = ...,
         revocation_ack: Global___RevocationAck | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        counter_report: Global___CounterReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "nack", b"nack", "revocation_ack", b"revocation_ack"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "counter_report", b"counter_report", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "nack", b"nack", "revocation_ack", b"revocation_ack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "nack", b"nack", "revocation_ack", b"revocation_ack"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "counter_report", b"counter_report", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "nack", b"nack", "revocation_ack", b"revocation_ack"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "ack", "nack", "revocation_ack", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "ack", "nack", "revocation_ack", "heartbeat", "counter_report"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -191,6 +226,7 @@ class StreamConfigResponse(_message.Message):
     TRANSFER_END_FIELD_NUMBER: _builtins.int
     REVOCATION_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    COUNTER_TASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """First, once."""
@@ -215,6 +251,10 @@ class StreamConfigResponse(_message.Message):
     def heartbeat(self) -> Global___Heartbeat:
         """Every `heartbeat_interval_ms`."""
 
+    @_builtins.property
+    def counter_task(self) -> Global___CounterTask:
+        """Work on the counters, for the node that maintains them."""
+
     def __init__(
         self,
         *,
@@ -224,12 +264,13 @@ class StreamConfigResponse(_message.Message):
         transfer_end: Global___TransferEnd | None = ...,
         revocation: Global___Revocation | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        counter_task: Global___CounterTask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "message", b"message", "revocation", b"revocation", "transfer_begin", b"transfer_begin", "transfer_chunk", b"transfer_chunk", "transfer_end", b"transfer_end", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counter_task", b"counter_task", "heartbeat", b"heartbeat", "message", b"message", "revocation", b"revocation", "transfer_begin", b"transfer_begin", "transfer_chunk", b"transfer_chunk", "transfer_end", b"transfer_end", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "message", b"message", "revocation", b"revocation", "transfer_begin", b"transfer_begin", "transfer_chunk", b"transfer_chunk", "transfer_end", b"transfer_end", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counter_task", b"counter_task", "heartbeat", b"heartbeat", "message", b"message", "revocation", b"revocation", "transfer_begin", b"transfer_begin", "transfer_chunk", b"transfer_chunk", "transfer_end", b"transfer_end", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "transfer_begin", "transfer_chunk", "transfer_end", "revocation", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "transfer_begin", "transfer_chunk", "transfer_end", "revocation", "heartbeat", "counter_task"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -626,15 +667,23 @@ class Heartbeat(_message.Message):
     NOT_READY_FIELD_NUMBER: _builtins.int
     UNREPORTED_RECORDS_FIELD_NUMBER: _builtins.int
     LIMITS_UNAVAILABLE_FIELD_NUMBER: _builtins.int
+    MAINTAINS_COUNTERS_FIELD_NUMBER: _builtins.int
+    OLDEST_UNREPORTED_AT_FIELD_NUMBER: _builtins.int
     not_ready: _errors_pb2.ErrorReason.ValueType
     """The data plane: why it is not serving, if so; unspecified when it serves."""
     unreported_records: _builtins.int
     """The data plane: usage records that are not yet acknowledged."""
     limits_unavailable: _builtins.bool
     """The data plane: counters cannot be read right now."""
+    maintains_counters: _builtins.bool
+    """The data plane: it holds the maintenance lease of the counters."""
     @_builtins.property
     def position(self) -> _position_pb2.Position:
         """The data plane: what it has applied. The control plane: the newest."""
+
+    @_builtins.property
+    def oldest_unreported_at(self) -> _timestamp_pb2.Timestamp:
+        """The data plane: when the oldest request began whose record is not yet acknowledged; absent when there is none."""
 
     def __init__(
         self,
@@ -643,11 +692,79 @@ class Heartbeat(_message.Message):
         not_ready: _errors_pb2.ErrorReason.ValueType = ...,
         unreported_records: _builtins.int = ...,
         limits_unavailable: _builtins.bool = ...,
+        maintains_counters: _builtins.bool = ...,
+        oldest_unreported_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["oldest_unreported_at", b"oldest_unreported_at", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits_unavailable", b"limits_unavailable", "not_ready", b"not_ready", "position", b"position", "unreported_records", b"unreported_records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits_unavailable", b"limits_unavailable", "maintains_counters", b"maintains_counters", "not_ready", b"not_ready", "oldest_unreported_at", b"oldest_unreported_at", "position", b"position", "unreported_records", b"unreported_records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class CounterTask(_message.Message):
+    """CounterTask asks the node that maintains the counters for work on them. A node that does not know it stays silent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """Unique; the report names it."""
+    kind: Global___CounterTaskKind.ValueType
+    """What to do."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        kind: Global___CounterTaskKind.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CounterTask: _TypeAlias = CounterTask  # noqa: Y015
+
+@_typing.final
+class CounterReport(_message.Message):
+    """CounterReport is the outcome of a task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    COMPARED_FIELD_NUMBER: _builtins.int
+    DIFFERING_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task."""
+    problem: _builtins.str
+    """Why it could not be done, in words; empty when it was."""
+    compared: _builtins.int
+    """How many counters were compared."""
+    differing: _builtins.int
+    """How many of them differ."""
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[_limits_pb2.CounterDifference]:
+        """The first 1,000 differences."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        compared: _builtins.int = ...,
+        differing: _builtins.int = ...,
+        differences: _abc.Iterable[_limits_pb2.CounterDifference] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared", b"compared", "differences", b"differences", "differing", b"differing", "problem", b"problem", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CounterReport: _TypeAlias = CounterReport  # noqa: Y015

@@ -705,7 +705,8 @@ Global___Rule: _TypeAlias = Rule  # noqa: Y015
 @_typing.final
 class SubjectLimits(_message.Message):
     """SubjectLimits are all limits of one subject. The resource id is `<kind>:<subject id>`, as in `user:3k2…`, and `global`.
-    The id of an address is its text: `ip:203.0.113.7`, or the /64 of IPv6: `ip:2001:db8:0:1::/64`.
+    The id of an address is its text: `ip:203.0.113.7`, or the /64 of IPv6: `ip:2001:db8:0:1::/64`. The id of an endpoint class is
+    its word: `endpoint:chat`; the id of a model is the name that a provider is asked for: `model:gpt-4o-mini`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -713,6 +714,8 @@ class SubjectLimits(_message.Message):
     SUBJECT_KIND_FIELD_NUMBER: _builtins.int
     SUBJECT_ID_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    TEMPORARY_LIMITS_FIELD_NUMBER: _builtins.int
+    RESETS_FIELD_NUMBER: _builtins.int
     subject_kind: _limits_pb2.SubjectKind.ValueType
     """Whom they count."""
     subject_id: _builtins.str
@@ -721,16 +724,26 @@ class SubjectLimits(_message.Message):
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[_limits_pb2.Limit]:
         """At most one per unit and window."""
 
+    @_builtins.property
+    def temporary_limits(self) -> _containers.RepeatedCompositeFieldContainer[_limits_pb2.TemporaryLimit]:
+        """What takes the place of these, of a tier's or of defaults, until it expires: at most one per unit and window."""
+
+    @_builtins.property
+    def resets(self) -> _containers.RepeatedCompositeFieldContainer[_limits_pb2.CounterReset]:
+        """Counters of the subject that were reset, whoever set the limit that they count for; the others have generation 0."""
+
     def __init__(
         self,
         *,
         subject_kind: _limits_pb2.SubjectKind.ValueType = ...,
         subject_id: _builtins.str = ...,
         limits: _abc.Iterable[_limits_pb2.Limit] | None = ...,
+        temporary_limits: _abc.Iterable[_limits_pb2.TemporaryLimit] | None = ...,
+        resets: _abc.Iterable[_limits_pb2.CounterReset] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "subject_id", b"subject_id", "subject_kind", b"subject_kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "resets", b"resets", "subject_id", b"subject_id", "subject_kind", b"subject_kind", "temporary_limits", b"temporary_limits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,10 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tollkeeper.common.v1 import access_pb2 as tollkeeper_dot_common_dot_v1_dot_access__pb2
+from tollkeeper.common.v1 import limits_pb2 as tollkeeper_dot_common_dot_v1_dot_limits__pb2
+from tollkeeper.common.v1 import rates_pb2 as tollkeeper_dot_common_dot_v1_dot_rates__pb2
 from tollkeeper.config.v1 import resources_pb2 as tollkeeper_dot_config_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tollkeeper/usage/v1/usage_service.proto\x12\x13tollkeeper.usage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/common/v1/access.proto\x1a$tollkeeper/config/v1/resources.proto\"N\n\x13GetUserUsageRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x11\n\tusage_day\x18\x02 \x01(\t\x12\x13\n\x0busage_month\x18\x03 \x01(\t\"\xd0\x01\n\tUserUsage\x12/\n\x05total\x18\x01 \x01(\x0b\x32 .tollkeeper.usage.v1.UsageTotals\x12/\n\x05month\x18\x02 \x01(\x0b\x32 .tollkeeper.usage.v1.UsageTotals\x12-\n\x03\x64\x61y\x18\x03 \x01(\x0b\x32 .tollkeeper.usage.v1.UsageTotals\x12\x32\n\x08last_24h\x18\x04 \x01(\x0b\x32 .tollkeeper.usage.v1.UsageTotals\"e\n\x0bUsageTotals\x12\x10\n\x08requests\x18\x01 \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x02 \x01(\x03\x12\x15\n\routput_tokens\x18\x03 \x01(\x03\x12\x17\n\x0f\x63harged_nanousd\x18\x04 \x01(\x03\"\xa2\x01\n\x12ReportUsageRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x03\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x31\n\x07records\x18\x03 \x03(\x0b\x32 .tollkeeper.usage.v1.UsageRecord\x12\x36\n\tsightings\x18\x04 \x03(\x0b\x32#.tollkeeper.usage.v1.DeviceSighting\"\x98\x01\n\x0e\x44\x65viceSighting\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12+\n\x07seen_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x12\n\nuser_agent\x18\x04 \x01(\t\x12\x10\n\x08platform\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\"\'\n\x13ReportUsageResponse\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x03\"\x9a\t\n\x0bUsageRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x19\n\x11\x63lient_request_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x1f.tollkeeper.usage.v1.UsageState\x12\x13\n\x0bhttp_status\x18\x05 \x01(\x05\x12\x12\n\nerror_code\x18\x06 \x01(\t\x12\x17\n\x0forganization_id\x18\n \x01(\t\x12\x14\n\x0corganization\x18\x0b \x01(\t\x12\x0f\n\x07user_id\x18\x0c \x01(\t\x12\x0c\n\x04user\x18\r \x01(\t\x12\x0e\n\x06key_id\x18\x0e \x01(\t\x12\x0b\n\x03key\x18\x0f \x01(\t\x12\x11\n\tdevice_id\x18\x10 \x01(\t\x12\x0c\n\x04tier\x18\x11 \x01(\t\x12\n\n\x02ip\x18\x12 \x01(\t\x12\x0e\n\x06router\x18\x14 \x01(\t\x12\x0f\n\x07rule_id\x18\x15 \x01(\t\x12\x10\n\x08provider\x18\x16 \x01(\t\x12\x17\n\x0frequested_model\x18\x17 \x01(\t\x12\r\n\x05model\x18\x18 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x19 \x01(\t\x12\x0e\n\x06stream\x18\x1a \x01(\x08\x12.\n\x07\x64ialect\x18\x1b \x01(\x0e\x32\x1d.tollkeeper.config.v1.Dialect\x12\x1a\n\x12input_total_tokens\x18\x1e \x01(\x03\x12\x1d\n\x15input_uncached_tokens\x18\x1f \x01(\x03\x12\x19\n\x11\x63\x61\x63he_read_tokens\x18  \x01(\x03\x12\x1d\n\x15\x63\x61\x63he_write_5m_tokens\x18! \x01(\x03\x12\x1d\n\x15\x63\x61\x63he_write_1h_tokens\x18\" \x01(\x03\x12\x15\n\routput_tokens\x18# \x01(\x03\x12\x18\n\x10reasoning_tokens\x18$ \x01(\x03\x12\x30\n\x06source\x18% \x01(\x0e\x32 .tollkeeper.usage.v1.UsageSource\x12\x14\n\x0c\x63ost_nanousd\x18( \x01(\x03\x12\x17\n\x0f\x63harged_nanousd\x18) \x01(\x03\x12\x18\n\x10reserved_nanousd\x18* \x01(\x03\x12\x17\n\x0freserved_tokens\x18+ \x01(\x03\x12\x10\n\x08price_id\x18, \x01(\t\x12\x16\n\x0eprice_revision\x18- \x01(\x03\x12\x11\n\tusage_day\x18\x32 \x01(\t\x12\x13\n\x0busage_month\x18\x33 \x01(\t\x12\x13\n\x0bservice_day\x18\x34 \x01(\t\x12;\n\x0bgenerations\x18\x35 \x03(\x0b\x32&.tollkeeper.usage.v1.CountedGeneration\x12\x17\n\x0f\x63onfig_revision\x18\x36 \x01(\x03\x12\x10\n\x08\x61ttempts\x18< \x01(\x05\x12\x11\n\tis_cached\x18= \x01(\x08\x12\x13\n\x0bis_failover\x18> \x01(\x08\x12.\n\nstarted_at\x18? \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64uration_ms\x18@ \x01(\x03\x12\x18\n\x10\x66irst_content_ms\x18\x41 \x01(\x03\"<\n\x11\x43ountedGeneration\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x18\n\x10reset_generation\x18\x02 \x01(\x03*w\n\nUsageState\x12\x1b\n\x17USAGE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13USAGE_STATE_SETTLED\x10\x01\x12\x18\n\x14USAGE_STATE_RELEASED\x10\x02\x12\x19\n\x15USAGE_STATE_ABANDONED\x10\x03*\x96\x01\n\x0bUsageSource\x12\x1c\n\x18USAGE_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15USAGE_SOURCE_REPORTED\x10\x01\x12\x18\n\x14USAGE_SOURCE_PARTIAL\x10\x02\x12\x1a\n\x16USAGE_SOURCE_ESTIMATED\x10\x03\x12\x18\n\x14USAGE_SOURCE_UNKNOWN\x10\x04\x32\xf8\x01\n\x0cUsageService\x12y\n\x0bReportUsage\x12\'.tollkeeper.usage.v1.ReportUsageRequest\x1a(.tollkeeper.usage.v1.ReportUsageResponse\"\x13\xca\xf3\x18\x0f\n\x0bnode.report\x10\x01(\x01\x30\x01\x12m\n\x0cGetUserUsage\x12(.tollkeeper.usage.v1.GetUserUsageRequest\x1a\x1e.tollkeeper.usage.v1.UserUsage\"\x13\xca\xf3\x18\x0f\n\x0bnode.report\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tollkeeper/usage/v1/usage_service.proto\x12\x13tollkeeper.usage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/common/v1/access.proto\x1a!tollkeeper/common/v1/limits.proto\x1a tollkeeper/common/v1/rates.proto\x1a$tollkeeper/config/v1/resources.proto\"B\n\x0fSumUsageRequest\x12/\n\x08\x63ounters\x18\x01 \x03(\x0b\x32\x1d.tollkeeper.common.v1.Counter\"#\n\x10SumUsageResponse\x12\x0f\n\x07\x61mounts\x18\x01 \x03(\x03\"\x89\x01\n\x0fListSumsRequest\x12/\n\x05kinds\x18\x01 \x03(\x0b\x32 .tollkeeper.usage.v1.CounterKind\x12\x12\n\nperiod_ids\x18\x02 \x03(\t\x12\x31\n\x08subjects\x18\x03 \x03(\x0b\x32\x1f.tollkeeper.usage.v1.SubjectRef\"\xa8\x01\n\x0b\x43ounterKind\x12\x37\n\x0csubject_kind\x18\x01 \x01(\x0e\x32!.tollkeeper.common.v1.SubjectKind\x12-\n\x04unit\x18\x02 \x01(\x0e\x32\x1f.tollkeeper.common.v1.LimitUnit\x12\x31\n\x06window\x18\x03 \x01(\x0e\x32!.tollkeeper.common.v1.LimitWindow\"Y\n\nSubjectRef\x12\x37\n\x0csubject_kind\x18\x01 \x01(\x0e\x32!.tollkeeper.common.v1.SubjectKind\x12\x12\n\nsubject_id\x18\x02 \x01(\t\"A\n\x10ListSumsResponse\x12-\n\x04sums\x18\x01 \x03(\x0b\x32\x1f.tollkeeper.usage.v1.CounterSum\"L\n\nCounterSum\x12.\n\x07\x63ounter\x18\x01 \x01(\x0b\x32\x1d.tollkeeper.common.v1.Counter\x12\x0e\n\x06\x61mount\x18\x02 \x01(\x03\")\n\x12\x46indRecordsRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"*\n\x13\x46indRecordsResponse\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"\x16\n\x14ListReportersRequest\")\n\x15ListReportersResponse\x12\x10\n\x08node_ids\x18\x01 \x03(\t\"\xc7\x01\n\x0b\x42udgetEvent\x12.\n\x07\x63ounter\x18\x01 \x01(\x0b\x32\x1d.tollkeeper.common.v1.Counter\x12\x0f\n\x07percent\x18\x02 \x01(\x05\x12\x18\n\x10\x63\x61pacity_nanousd\x18\x03 \x01(\x03\x12\x17\n\x0fsettled_nanousd\x18\x04 \x01(\x03\x12\x14\n\x0cheld_nanousd\x18\x05 \x01(\x03\x12.\n\nreached_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"N\n\x13GetUserUsageRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x11\n\tusage_day\x18\x02 \x01(\t\x12\x13\n\x0busage_month\x18\x03 \x01(\t\"\xd0\x01\n\tUserUsage\x12/\n\x05total\x18\x01 \x01(\x0b\x32 .tollkeeper.usage.v1.UsageTotals\x12/\n\x05month\x18\x02 \x01(\x0b\x32 .tollkeeper.usage.v1.UsageTotals\x12-\n\x03\x64\x61y\x18\x03 \x01(\x0b\x32 .tollkeeper.usage.v1.UsageTotals\x12\x32\n\x08last_24h\x18\x04 \x01(\x0b\x32 .tollkeeper.usage.v1.UsageTotals\"e\n\x0bUsageTotals\x12\x10\n\x08requests\x18\x01 \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x02 \x01(\x03\x12\x15\n\routput_tokens\x18\x03 \x01(\x03\x12\x17\n\x0f\x63harged_nanousd\x18\x04 \x01(\x03\"\xdb\x01\n\x12ReportUsageRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x03\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x31\n\x07records\x18\x03 \x03(\x0b\x32 .tollkeeper.usage.v1.UsageRecord\x12\x36\n\tsightings\x18\x04 \x03(\x0b\x32#.tollkeeper.usage.v1.DeviceSighting\x12\x37\n\rbudget_events\x18\x05 \x03(\x0b\x32 .tollkeeper.usage.v1.BudgetEvent\"\x98\x01\n\x0e\x44\x65viceSighting\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12+\n\x07seen_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x12\n\nuser_agent\x18\x04 \x01(\t\x12\x10\n\x08platform\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\"\'\n\x13ReportUsageResponse\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x03\"\xc1\n\n\x0bUsageRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x19\n\x11\x63lient_request_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x1f.tollkeeper.usage.v1.UsageState\x12\x13\n\x0bhttp_status\x18\x05 \x01(\x05\x12\x12\n\nerror_code\x18\x06 \x01(\t\x12\x17\n\x0forganization_id\x18\n \x01(\t\x12\x14\n\x0corganization\x18\x0b \x01(\t\x12\x0f\n\x07user_id\x18\x0c \x01(\t\x12\x0c\n\x04user\x18\r \x01(\t\x12\x0e\n\x06key_id\x18\x0e \x01(\t\x12\x0b\n\x03key\x18\x0f \x01(\t\x12\x11\n\tdevice_id\x18\x10 \x01(\t\x12\x0c\n\x04tier\x18\x11 \x01(\t\x12\n\n\x02ip\x18\x12 \x01(\t\x12\x0e\n\x06router\x18\x14 \x01(\t\x12\x0f\n\x07rule_id\x18\x15 \x01(\t\x12\x10\n\x08provider\x18\x16 \x01(\t\x12\x17\n\x0frequested_model\x18\x17 \x01(\t\x12\r\n\x05model\x18\x18 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x19 \x01(\t\x12\x0e\n\x06stream\x18\x1a \x01(\x08\x12.\n\x07\x64ialect\x18\x1b \x01(\x0e\x32\x1d.tollkeeper.config.v1.Dialect\x12\x1a\n\x12input_total_tokens\x18\x1e \x01(\x03\x12\x1d\n\x15input_uncached_tokens\x18\x1f \x01(\x03\x12\x19\n\x11\x63\x61\x63he_read_tokens\x18  \x01(\x03\x12\x1d\n\x15\x63\x61\x63he_write_5m_tokens\x18! \x01(\x03\x12\x1d\n\x15\x63\x61\x63he_write_1h_tokens\x18\" \x01(\x03\x12\x15\n\routput_tokens\x18# \x01(\x03\x12\x18\n\x10reasoning_tokens\x18$ \x01(\x03\x12\x30\n\x06source\x18% \x01(\x0e\x32 .tollkeeper.usage.v1.UsageSource\x12\x14\n\x0c\x63ost_nanousd\x18( \x01(\x03\x12\x17\n\x0f\x63harged_nanousd\x18) \x01(\x03\x12\x18\n\x10reserved_nanousd\x18* \x01(\x03\x12\x17\n\x0freserved_tokens\x18+ \x01(\x03\x12\x10\n\x08price_id\x18, \x01(\t\x12\x16\n\x0eprice_revision\x18- \x01(\x03\x12*\n\x05rates\x18. \x01(\x0b\x32\x1b.tollkeeper.common.v1.Rates\x12\x11\n\tusage_day\x18\x32 \x01(\t\x12\x13\n\x0busage_month\x18\x33 \x01(\t\x12\x13\n\x0bservice_day\x18\x34 \x01(\t\x12;\n\x0bgenerations\x18\x35 \x03(\x0b\x32&.tollkeeper.usage.v1.CountedGeneration\x12\x17\n\x0f\x63onfig_revision\x18\x36 \x01(\x03\x12\x18\n\x10\x61\x64\x64ress_subjects\x18\x37 \x03(\t\x12/\n\x06layers\x18\x38 \x03(\x0b\x32\x1f.tollkeeper.usage.v1.TriedLayer\x12\x13\n\x0bis_degraded\x18\x39 \x01(\x08\x12\x19\n\x11output_cap_tokens\x18: \x01(\x03\x12\x10\n\x08\x61ttempts\x18< \x01(\x05\x12\x11\n\tis_cached\x18= \x01(\x08\x12\x13\n\x0bis_failover\x18> \x01(\x08\x12.\n\nstarted_at\x18? \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64uration_ms\x18@ \x01(\x03\x12\x18\n\x10\x66irst_content_ms\x18\x41 \x01(\x03\"p\n\nTriedLayer\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\x03\x12\x10\n\x08reserved\x18\x03 \x01(\x03\x12\x11\n\tremaining\x18\x04 \x01(\x03\x12\x0e\n\x06shadow\x18\x05 \x01(\x08\x12\x0c\n\x04soft\x18\x06 \x01(\x08\"<\n\x11\x43ountedGeneration\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x18\n\x10reset_generation\x18\x02 \x01(\x03*w\n\nUsageState\x12\x1b\n\x17USAGE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13USAGE_STATE_SETTLED\x10\x01\x12\x18\n\x14USAGE_STATE_RELEASED\x10\x02\x12\x19\n\x15USAGE_STATE_ABANDONED\x10\x03*\x96\x01\n\x0bUsageSource\x12\x1c\n\x18USAGE_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15USAGE_SOURCE_REPORTED\x10\x01\x12\x18\n\x14USAGE_SOURCE_PARTIAL\x10\x02\x12\x1a\n\x16USAGE_SOURCE_ESTIMATED\x10\x03\x12\x18\n\x14USAGE_SOURCE_UNKNOWN\x10\x04\x32\xca\x05\n\x0cUsageService\x12y\n\x0bReportUsage\x12\'.tollkeeper.usage.v1.ReportUsageRequest\x1a(.tollkeeper.usage.v1.ReportUsageResponse\"\x13\xca\xf3\x18\x0f\n\x0bnode.report\x10\x01(\x01\x30\x01\x12m\n\x0cGetUserUsage\x12(.tollkeeper.usage.v1.GetUserUsageRequest\x1a\x1e.tollkeeper.usage.v1.UserUsage\"\x13\xca\xf3\x18\x0f\n\x0bnode.report\x10\x01\x12l\n\x08SumUsage\x12$.tollkeeper.usage.v1.SumUsageRequest\x1a%.tollkeeper.usage.v1.SumUsageResponse\"\x13\xca\xf3\x18\x0f\n\x0bnode.report\x10\x01\x12n\n\x08ListSums\x12$.tollkeeper.usage.v1.ListSumsRequest\x1a%.tollkeeper.usage.v1.ListSumsResponse\"\x13\xca\xf3\x18\x0f\n\x0bnode.report\x10\x01\x30\x01\x12u\n\x0b\x46indRecords\x12\'.tollkeeper.usage.v1.FindRecordsRequest\x1a(.tollkeeper.usage.v1.FindRecordsResponse\"\x13\xca\xf3\x18\x0f\n\x0bnode.report\x10\x01\x12{\n\rListReporters\x12).tollkeeper.usage.v1.ListReportersRequest\x1a*.tollkeeper.usage.v1.ListReportersResponse\"\x13\xca\xf3\x18\x0f\n\x0bnode.report\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,26 +40,60 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGESERVICE'].methods_by_name['ReportUsage']._serialized_options = b'\312\363\030\017\n\013node.report\020\001'
   _globals['_USAGESERVICE'].methods_by_name['GetUserUsage']._loaded_options = None
   _globals['_USAGESERVICE'].methods_by_name['GetUserUsage']._serialized_options = b'\312\363\030\017\n\013node.report\020\001'
-  _globals['_USAGESTATE']._serialized_start=2168
-  _globals['_USAGESTATE']._serialized_end=2287
-  _globals['_USAGESOURCE']._serialized_start=2290
-  _globals['_USAGESOURCE']._serialized_end=2440
-  _globals['_GETUSERUSAGEREQUEST']._serialized_start=170
-  _globals['_GETUSERUSAGEREQUEST']._serialized_end=248
-  _globals['_USERUSAGE']._serialized_start=251
-  _globals['_USERUSAGE']._serialized_end=459
-  _globals['_USAGETOTALS']._serialized_start=461
-  _globals['_USAGETOTALS']._serialized_end=562
-  _globals['_REPORTUSAGEREQUEST']._serialized_start=565
-  _globals['_REPORTUSAGEREQUEST']._serialized_end=727
-  _globals['_DEVICESIGHTING']._serialized_start=730
-  _globals['_DEVICESIGHTING']._serialized_end=882
-  _globals['_REPORTUSAGERESPONSE']._serialized_start=884
-  _globals['_REPORTUSAGERESPONSE']._serialized_end=923
-  _globals['_USAGERECORD']._serialized_start=926
-  _globals['_USAGERECORD']._serialized_end=2104
-  _globals['_COUNTEDGENERATION']._serialized_start=2106
-  _globals['_COUNTEDGENERATION']._serialized_end=2166
-  _globals['_USAGESERVICE']._serialized_start=2443
-  _globals['_USAGESERVICE']._serialized_end=2691
+  _globals['_USAGESERVICE'].methods_by_name['SumUsage']._loaded_options = None
+  _globals['_USAGESERVICE'].methods_by_name['SumUsage']._serialized_options = b'\312\363\030\017\n\013node.report\020\001'
+  _globals['_USAGESERVICE'].methods_by_name['ListSums']._loaded_options = None
+  _globals['_USAGESERVICE'].methods_by_name['ListSums']._serialized_options = b'\312\363\030\017\n\013node.report\020\001'
+  _globals['_USAGESERVICE'].methods_by_name['FindRecords']._loaded_options = None
+  _globals['_USAGESERVICE'].methods_by_name['FindRecords']._serialized_options = b'\312\363\030\017\n\013node.report\020\001'
+  _globals['_USAGESERVICE'].methods_by_name['ListReporters']._loaded_options = None
+  _globals['_USAGESERVICE'].methods_by_name['ListReporters']._serialized_options = b'\312\363\030\017\n\013node.report\020\001'
+  _globals['_USAGESTATE']._serialized_start=3583
+  _globals['_USAGESTATE']._serialized_end=3702
+  _globals['_USAGESOURCE']._serialized_start=3705
+  _globals['_USAGESOURCE']._serialized_end=3855
+  _globals['_SUMUSAGEREQUEST']._serialized_start=239
+  _globals['_SUMUSAGEREQUEST']._serialized_end=305
+  _globals['_SUMUSAGERESPONSE']._serialized_start=307
+  _globals['_SUMUSAGERESPONSE']._serialized_end=342
+  _globals['_LISTSUMSREQUEST']._serialized_start=345
+  _globals['_LISTSUMSREQUEST']._serialized_end=482
+  _globals['_COUNTERKIND']._serialized_start=485
+  _globals['_COUNTERKIND']._serialized_end=653
+  _globals['_SUBJECTREF']._serialized_start=655
+  _globals['_SUBJECTREF']._serialized_end=744
+  _globals['_LISTSUMSRESPONSE']._serialized_start=746
+  _globals['_LISTSUMSRESPONSE']._serialized_end=811
+  _globals['_COUNTERSUM']._serialized_start=813
+  _globals['_COUNTERSUM']._serialized_end=889
+  _globals['_FINDRECORDSREQUEST']._serialized_start=891
+  _globals['_FINDRECORDSREQUEST']._serialized_end=932
+  _globals['_FINDRECORDSRESPONSE']._serialized_start=934
+  _globals['_FINDRECORDSRESPONSE']._serialized_end=976
+  _globals['_LISTREPORTERSREQUEST']._serialized_start=978
+  _globals['_LISTREPORTERSREQUEST']._serialized_end=1000
+  _globals['_LISTREPORTERSRESPONSE']._serialized_start=1002
+  _globals['_LISTREPORTERSRESPONSE']._serialized_end=1043
+  _globals['_BUDGETEVENT']._serialized_start=1046
+  _globals['_BUDGETEVENT']._serialized_end=1245
+  _globals['_GETUSERUSAGEREQUEST']._serialized_start=1247
+  _globals['_GETUSERUSAGEREQUEST']._serialized_end=1325
+  _globals['_USERUSAGE']._serialized_start=1328
+  _globals['_USERUSAGE']._serialized_end=1536
+  _globals['_USAGETOTALS']._serialized_start=1538
+  _globals['_USAGETOTALS']._serialized_end=1639
+  _globals['_REPORTUSAGEREQUEST']._serialized_start=1642
+  _globals['_REPORTUSAGEREQUEST']._serialized_end=1861
+  _globals['_DEVICESIGHTING']._serialized_start=1864
+  _globals['_DEVICESIGHTING']._serialized_end=2016
+  _globals['_REPORTUSAGERESPONSE']._serialized_start=2018
+  _globals['_REPORTUSAGERESPONSE']._serialized_end=2057
+  _globals['_USAGERECORD']._serialized_start=2060
+  _globals['_USAGERECORD']._serialized_end=3405
+  _globals['_TRIEDLAYER']._serialized_start=3407
+  _globals['_TRIEDLAYER']._serialized_end=3519
+  _globals['_COUNTEDGENERATION']._serialized_start=3521
+  _globals['_COUNTEDGENERATION']._serialized_end=3581
+  _globals['_USAGESERVICE']._serialized_start=3858
+  _globals['_USAGESERVICE']._serialized_end=4572
 # @@protoc_insertion_point(module_scope)

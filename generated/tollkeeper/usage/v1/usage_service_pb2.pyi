@@ -9,6 +9,8 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from tollkeeper.common.v1 import limits_pb2 as _limits_pb2
+from tollkeeper.common.v1 import rates_pb2 as _rates_pb2
 from tollkeeper.config.v1 import resources_pb2 as _resources_pb2
 import builtins as _builtins
 import sys
@@ -80,6 +82,333 @@ USAGE_SOURCE_ESTIMATED: UsageSource.ValueType  # 3
 USAGE_SOURCE_UNKNOWN: UsageSource.ValueType  # 4
 """Nobody knows: bytes were written and no answer came."""
 Global___UsageSource: _TypeAlias = UsageSource  # noqa: Y015
+
+@_typing.final
+class SumUsageRequest(_message.Message):
+    """SumUsageRequest names counters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def counters(self) -> _containers.RepeatedCompositeFieldContainer[_limits_pb2.Counter]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        counters: _abc.Iterable[_limits_pb2.Counter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SumUsageRequest: _TypeAlias = SumUsageRequest  # noqa: Y015
+
+@_typing.final
+class SumUsageResponse(_message.Message):
+    """SumUsageResponse holds what the ledger says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AMOUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def amounts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """One for each counter, in their order; spend in nano-USD."""
+
+    def __init__(
+        self,
+        *,
+        amounts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amounts", b"amounts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SumUsageResponse: _TypeAlias = SumUsageResponse  # noqa: Y015
+
+@_typing.final
+class ListSumsRequest(_message.Message):
+    """ListSumsRequest says which sums matter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KINDS_FIELD_NUMBER: _builtins.int
+    PERIOD_IDS_FIELD_NUMBER: _builtins.int
+    SUBJECTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedCompositeFieldContainer[Global___CounterKind]:
+        """Kinds of counter that exist somewhere."""
+
+    @_builtins.property
+    def period_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The periods that matter: `20261121`, `202611`, `total`."""
+
+    @_builtins.property
+    def subjects(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubjectRef]:
+        """Only these subjects; none: all of them. At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        kinds: _abc.Iterable[Global___CounterKind] | None = ...,
+        period_ids: _abc.Iterable[_builtins.str] | None = ...,
+        subjects: _abc.Iterable[Global___SubjectRef] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kinds", b"kinds", "period_ids", b"period_ids", "subjects", b"subjects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSumsRequest: _TypeAlias = ListSumsRequest  # noqa: Y015
+
+@_typing.final
+class CounterKind(_message.Message):
+    """CounterKind is what a kind of subject is counted by."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_KIND_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    subject_kind: _limits_pb2.SubjectKind.ValueType
+    """Whom."""
+    unit: _limits_pb2.LimitUnit.ValueType
+    """What: requests, tokens or spend."""
+    window: _limits_pb2.LimitWindow.ValueType
+    """Over which time: day, month or total."""
+    def __init__(
+        self,
+        *,
+        subject_kind: _limits_pb2.SubjectKind.ValueType = ...,
+        unit: _limits_pb2.LimitUnit.ValueType = ...,
+        window: _limits_pb2.LimitWindow.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subject_kind", b"subject_kind", "unit", b"unit", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CounterKind: _TypeAlias = CounterKind  # noqa: Y015
+
+@_typing.final
+class SubjectRef(_message.Message):
+    """SubjectRef names whom counters count."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_KIND_FIELD_NUMBER: _builtins.int
+    SUBJECT_ID_FIELD_NUMBER: _builtins.int
+    subject_kind: _limits_pb2.SubjectKind.ValueType
+    """Its kind."""
+    subject_id: _builtins.str
+    """Its id, as in Counter."""
+    def __init__(
+        self,
+        *,
+        subject_kind: _limits_pb2.SubjectKind.ValueType = ...,
+        subject_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subject_id", b"subject_id", "subject_kind", b"subject_kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubjectRef: _TypeAlias = SubjectRef  # noqa: Y015
+
+@_typing.final
+class ListSumsResponse(_message.Message):
+    """ListSumsResponse is a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sums(self) -> _containers.RepeatedCompositeFieldContainer[Global___CounterSum]:
+        """Sums other than 0."""
+
+    def __init__(
+        self,
+        *,
+        sums: _abc.Iterable[Global___CounterSum] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sums", b"sums"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSumsResponse: _TypeAlias = ListSumsResponse  # noqa: Y015
+
+@_typing.final
+class CounterSum(_message.Message):
+    """CounterSum is what the ledger says of a counter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTER_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    amount: _builtins.int
+    """How much, in its unit (spend: nano-USD)."""
+    @_builtins.property
+    def counter(self) -> _limits_pb2.Counter:
+        """Which."""
+
+    def __init__(
+        self,
+        *,
+        counter: _limits_pb2.Counter | None = ...,
+        amount: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counter", b"counter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "counter", b"counter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CounterSum: _TypeAlias = CounterSum  # noqa: Y015
+
+@_typing.final
+class FindRecordsRequest(_message.Message):
+    """FindRecordsRequest names requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        request_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_ids", b"request_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindRecordsRequest: _TypeAlias = FindRecordsRequest  # noqa: Y015
+
+@_typing.final
+class FindRecordsResponse(_message.Message):
+    """FindRecordsResponse names those that the ledger has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of those that were asked for."""
+
+    def __init__(
+        self,
+        *,
+        request_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_ids", b"request_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindRecordsResponse: _TypeAlias = FindRecordsResponse  # noqa: Y015
+
+@_typing.final
+class ListReportersRequest(_message.Message):
+    """ListReportersRequest asks for all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReportersRequest: _TypeAlias = ListReportersRequest  # noqa: Y015
+
+@_typing.final
+class ListReportersResponse(_message.Message):
+    """ListReportersResponse names data planes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Node ids, sorted."""
+
+    def __init__(
+        self,
+        *,
+        node_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_ids", b"node_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReportersResponse: _TypeAlias = ListReportersResponse  # noqa: Y015
+
+@_typing.final
+class BudgetEvent(_message.Message):
+    """BudgetEvent says that a budget was used to 80 or 100 percent. There is one of each per counter, whoever tells of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTER_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    CAPACITY_NANOUSD_FIELD_NUMBER: _builtins.int
+    SETTLED_NANOUSD_FIELD_NUMBER: _builtins.int
+    HELD_NANOUSD_FIELD_NUMBER: _builtins.int
+    REACHED_AT_FIELD_NUMBER: _builtins.int
+    percent: _builtins.int
+    """80 or 100."""
+    capacity_nanousd: _builtins.int
+    """The budget then, in nano-USD."""
+    settled_nanousd: _builtins.int
+    """Settled then, in nano-USD."""
+    held_nanousd: _builtins.int
+    """Held for requests in flight then, in nano-USD."""
+    @_builtins.property
+    def counter(self) -> _limits_pb2.Counter:
+        """The budget's counter."""
+
+    @_builtins.property
+    def reached_at(self) -> _timestamp_pb2.Timestamp:
+        """When, by the clock of Redis."""
+
+    def __init__(
+        self,
+        *,
+        counter: _limits_pb2.Counter | None = ...,
+        percent: _builtins.int = ...,
+        capacity_nanousd: _builtins.int = ...,
+        settled_nanousd: _builtins.int = ...,
+        held_nanousd: _builtins.int = ...,
+        reached_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counter", b"counter", "reached_at", b"reached_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_nanousd", b"capacity_nanousd", "counter", b"counter", "held_nanousd", b"held_nanousd", "percent", b"percent", "reached_at", b"reached_at", "settled_nanousd", b"settled_nanousd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BudgetEvent: _TypeAlias = BudgetEvent  # noqa: Y015
 
 @_typing.final
 class GetUserUsageRequest(_message.Message):
@@ -197,6 +526,7 @@ class ReportUsageRequest(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
     SIGHTINGS_FIELD_NUMBER: _builtins.int
+    BUDGET_EVENTS_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.int
     """Unique on this stream, rising."""
     node_id: _builtins.str
@@ -209,6 +539,10 @@ class ReportUsageRequest(_message.Message):
     def sightings(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceSighting]:
         """Devices that called since the last batch, each once; a batch may hold nothing else. One that is lost is no harm."""
 
+    @_builtins.property
+    def budget_events(self) -> _containers.RepeatedCompositeFieldContainer[Global___BudgetEvent]:
+        """Budgets that were used to 80 or 100 percent, at most 500; a batch may hold nothing else."""
+
     def __init__(
         self,
         *,
@@ -216,10 +550,11 @@ class ReportUsageRequest(_message.Message):
         node_id: _builtins.str = ...,
         records: _abc.Iterable[Global___UsageRecord] | None = ...,
         sightings: _abc.Iterable[Global___DeviceSighting] | None = ...,
+        budget_events: _abc.Iterable[Global___BudgetEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "node_id", b"node_id", "records", b"records", "sightings", b"sightings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "budget_events", b"budget_events", "node_id", b"node_id", "records", b"records", "sightings", b"sightings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -339,11 +674,16 @@ class UsageRecord(_message.Message):
     RESERVED_TOKENS_FIELD_NUMBER: _builtins.int
     PRICE_ID_FIELD_NUMBER: _builtins.int
     PRICE_REVISION_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
     USAGE_DAY_FIELD_NUMBER: _builtins.int
     USAGE_MONTH_FIELD_NUMBER: _builtins.int
     SERVICE_DAY_FIELD_NUMBER: _builtins.int
     GENERATIONS_FIELD_NUMBER: _builtins.int
     CONFIG_REVISION_FIELD_NUMBER: _builtins.int
+    ADDRESS_SUBJECTS_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    IS_DEGRADED_FIELD_NUMBER: _builtins.int
+    OUTPUT_CAP_TOKENS_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     IS_CACHED_FIELD_NUMBER: _builtins.int
     IS_FAILOVER_FIELD_NUMBER: _builtins.int
@@ -432,6 +772,10 @@ class UsageRecord(_message.Message):
     """The service's (UTC) day."""
     config_revision: _builtins.int
     """The configuration that the request saw."""
+    is_degraded: _builtins.bool
+    """It was served within emergency limits, while counters could not be read."""
+    output_cap_tokens: _builtins.int
+    """The output cap, in tokens, that the gateway sent because the caller gave none; 0: it sent none."""
     attempts: _builtins.int
     """Attempts at providers, at least 1 when bytes went upstream."""
     is_cached: _builtins.bool
@@ -443,8 +787,20 @@ class UsageRecord(_message.Message):
     first_content_ms: _builtins.int
     """From then to the first byte of content, in milliseconds; 0 when there was none."""
     @_builtins.property
+    def rates(self) -> _rates_pb2.Rates:
+        """Its figures, so that a bill can be explained after the price has changed."""
+
+    @_builtins.property
     def generations(self) -> _containers.RepeatedCompositeFieldContainer[Global___CountedGeneration]:
         """Reset generations other than 0 of the layers that counted it."""
+
+    @_builtins.property
+    def address_subjects(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids under which layers of the client's address counted it; none without such layers."""
+
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TriedLayer]:
+        """Every layer that admission tried, in the order in which they bind, and what it said."""
 
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
@@ -490,11 +846,16 @@ class UsageRecord(_message.Message):
         reserved_tokens: _builtins.int = ...,
         price_id: _builtins.str = ...,
         price_revision: _builtins.int = ...,
+        rates: _rates_pb2.Rates | None = ...,
         usage_day: _builtins.str = ...,
         usage_month: _builtins.str = ...,
         service_day: _builtins.str = ...,
         generations: _abc.Iterable[Global___CountedGeneration] | None = ...,
         config_revision: _builtins.int = ...,
+        address_subjects: _abc.Iterable[_builtins.str] | None = ...,
+        layers: _abc.Iterable[Global___TriedLayer] | None = ...,
+        is_degraded: _builtins.bool = ...,
+        output_cap_tokens: _builtins.int = ...,
         attempts: _builtins.int = ...,
         is_cached: _builtins.bool = ...,
         is_failover: _builtins.bool = ...,
@@ -502,13 +863,55 @@ class UsageRecord(_message.Message):
         duration_ms: _builtins.int = ...,
         first_content_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rates", b"rates", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cache_read_tokens", b"cache_read_tokens", "cache_write_1h_tokens", b"cache_write_1h_tokens", "cache_write_5m_tokens", b"cache_write_5m_tokens", "charged_nanousd", b"charged_nanousd", "client_request_id", b"client_request_id", "config_revision", b"config_revision", "cost_nanousd", b"cost_nanousd", "device_id", b"device_id", "dialect", b"dialect", "duration_ms", b"duration_ms", "endpoint", b"endpoint", "error_code", b"error_code", "first_content_ms", b"first_content_ms", "generations", b"generations", "http_status", b"http_status", "input_total_tokens", b"input_total_tokens", "input_uncached_tokens", b"input_uncached_tokens", "ip", b"ip", "is_cached", b"is_cached", "is_failover", b"is_failover", "key", b"key", "key_id", b"key_id", "model", b"model", "node_id", b"node_id", "organization", b"organization", "organization_id", b"organization_id", "output_tokens", b"output_tokens", "price_id", b"price_id", "price_revision", b"price_revision", "provider", b"provider", "reasoning_tokens", b"reasoning_tokens", "request_id", b"request_id", "requested_model", b"requested_model", "reserved_nanousd", b"reserved_nanousd", "reserved_tokens", b"reserved_tokens", "router", b"router", "rule_id", b"rule_id", "service_day", b"service_day", "source", b"source", "started_at", b"started_at", "state", b"state", "stream", b"stream", "tier", b"tier", "usage_day", b"usage_day", "usage_month", b"usage_month", "user", b"user", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address_subjects", b"address_subjects", "attempts", b"attempts", "cache_read_tokens", b"cache_read_tokens", "cache_write_1h_tokens", b"cache_write_1h_tokens", "cache_write_5m_tokens", b"cache_write_5m_tokens", "charged_nanousd", b"charged_nanousd", "client_request_id", b"client_request_id", "config_revision", b"config_revision", "cost_nanousd", b"cost_nanousd", "device_id", b"device_id", "dialect", b"dialect", "duration_ms", b"duration_ms", "endpoint", b"endpoint", "error_code", b"error_code", "first_content_ms", b"first_content_ms", "generations", b"generations", "http_status", b"http_status", "input_total_tokens", b"input_total_tokens", "input_uncached_tokens", b"input_uncached_tokens", "ip", b"ip", "is_cached", b"is_cached", "is_degraded", b"is_degraded", "is_failover", b"is_failover", "key", b"key", "key_id", b"key_id", "layers", b"layers", "model", b"model", "node_id", b"node_id", "organization", b"organization", "organization_id", b"organization_id", "output_cap_tokens", b"output_cap_tokens", "output_tokens", b"output_tokens", "price_id", b"price_id", "price_revision", b"price_revision", "provider", b"provider", "rates", b"rates", "reasoning_tokens", b"reasoning_tokens", "request_id", b"request_id", "requested_model", b"requested_model", "reserved_nanousd", b"reserved_nanousd", "reserved_tokens", b"reserved_tokens", "router", b"router", "rule_id", b"rule_id", "service_day", b"service_day", "source", b"source", "started_at", b"started_at", "state", b"state", "stream", b"stream", "tier", b"tier", "usage_day", b"usage_day", "usage_month", b"usage_month", "user", b"user", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UsageRecord: _TypeAlias = UsageRecord  # noqa: Y015
+
+@_typing.final
+class TriedLayer(_message.Message):
+    """TriedLayer is what one layer said when the request was admitted. Amounts are in the layer's unit (spend: nano-USD)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    SOFT_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    """Its name: `user_requests_per_day`."""
+    capacity: _builtins.int
+    """How much it admits."""
+    reserved: _builtins.int
+    """What the request reserved of it."""
+    remaining: _builtins.int
+    """What was left right after that; before it were `reserved` more."""
+    shadow: _builtins.bool
+    """Counted and shown, never refusing."""
+    soft: _builtins.bool
+    """A budget that reserved what is expected, not the upper bound."""
+    def __init__(
+        self,
+        *,
+        layer: _builtins.str = ...,
+        capacity: _builtins.int = ...,
+        reserved: _builtins.int = ...,
+        remaining: _builtins.int = ...,
+        shadow: _builtins.bool = ...,
+        soft: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "layer", b"layer", "remaining", b"remaining", "reserved", b"reserved", "shadow", b"shadow", "soft", b"soft"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TriedLayer: _TypeAlias = TriedLayer  # noqa: Y015
 
 @_typing.final
 class CountedGeneration(_message.Message):

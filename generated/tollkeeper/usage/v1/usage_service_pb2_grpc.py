@@ -45,6 +45,26 @@ class UsageServiceStub:
                 request_serializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.GetUserUsageRequest.SerializeToString,
                 response_deserializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.UserUsage.FromString,
                 _registered_method=True)
+        self.SumUsage = channel.unary_unary(
+                '/tollkeeper.usage.v1.UsageService/SumUsage',
+                request_serializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.SumUsageRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.SumUsageResponse.FromString,
+                _registered_method=True)
+        self.ListSums = channel.unary_stream(
+                '/tollkeeper.usage.v1.UsageService/ListSums',
+                request_serializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ListSumsRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ListSumsResponse.FromString,
+                _registered_method=True)
+        self.FindRecords = channel.unary_unary(
+                '/tollkeeper.usage.v1.UsageService/FindRecords',
+                request_serializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.FindRecordsRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.FindRecordsResponse.FromString,
+                _registered_method=True)
+        self.ListReporters = channel.unary_unary(
+                '/tollkeeper.usage.v1.UsageService/ListReporters',
+                request_serializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ListReportersRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ListReportersResponse.FromString,
+                _registered_method=True)
 
 
 class UsageServiceServicer:
@@ -71,6 +91,38 @@ class UsageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SumUsage(self, request, context):
+        """SumUsage returns what the ledger says of counters, one amount for each, in their order; 0 of what nobody used.
+
+        All amounts are of one instant. INVALID_ARGUMENT for a counter that has no calendar period.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSums(self, request, context):
+        """ListSums returns every sum other than 0 of the given kinds and periods, in batches of at most 1,000, of one instant.
+
+        This is what an emptied Redis is filled with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindRecords(self, request, context):
+        """FindRecords returns which of the given requests the ledger has, in whatever state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListReporters(self, request, context):
+        """ListReporters returns the data planes that are connected to this control plane.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UsageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -83,6 +135,26 @@ def add_UsageServiceServicer_to_server(servicer, server):
                     servicer.GetUserUsage,
                     request_deserializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.GetUserUsageRequest.FromString,
                     response_serializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.UserUsage.SerializeToString,
+            ),
+            'SumUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.SumUsage,
+                    request_deserializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.SumUsageRequest.FromString,
+                    response_serializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.SumUsageResponse.SerializeToString,
+            ),
+            'ListSums': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListSums,
+                    request_deserializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ListSumsRequest.FromString,
+                    response_serializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ListSumsResponse.SerializeToString,
+            ),
+            'FindRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindRecords,
+                    request_deserializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.FindRecordsRequest.FromString,
+                    response_serializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.FindRecordsResponse.SerializeToString,
+            ),
+            'ListReporters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReporters,
+                    request_deserializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ListReportersRequest.FromString,
+                    response_serializer=tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ListReportersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -140,6 +212,114 @@ class UsageService:
             '/tollkeeper.usage.v1.UsageService/GetUserUsage',
             tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.GetUserUsageRequest.SerializeToString,
             tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.UserUsage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SumUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.usage.v1.UsageService/SumUsage',
+            tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.SumUsageRequest.SerializeToString,
+            tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.SumUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSums(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tollkeeper.usage.v1.UsageService/ListSums',
+            tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ListSumsRequest.SerializeToString,
+            tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ListSumsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.usage.v1.UsageService/FindRecords',
+            tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.FindRecordsRequest.SerializeToString,
+            tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.FindRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReporters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.usage.v1.UsageService/ListReporters',
+            tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ListReportersRequest.SerializeToString,
+            tollkeeper_dot_usage_dot_v1_dot_usage__service__pb2.ListReportersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,20 @@ class UsageServiceStub:
 
     A user without requests has zeros, and so has one that does not exist.
     """
+    SumUsage: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.SumUsageRequest, _usage_service_pb2.SumUsageResponse]
+    """SumUsage returns what the ledger says of counters, one amount for each, in their order; 0 of what nobody used.
+
+    All amounts are of one instant. INVALID_ARGUMENT for a counter that has no calendar period.
+    """
+    ListSums: _grpc.UnaryStreamMultiCallable[_usage_service_pb2.ListSumsRequest, _usage_service_pb2.ListSumsResponse]
+    """ListSums returns every sum other than 0 of the given kinds and periods, in batches of at most 1,000, of one instant.
+
+    This is what an emptied Redis is filled with.
+    """
+    FindRecords: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.FindRecordsRequest, _usage_service_pb2.FindRecordsResponse]
+    """FindRecords returns which of the given requests the ledger has, in whatever state."""
+    ListReporters: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.ListReportersRequest, _usage_service_pb2.ListReportersResponse]
+    """ListReporters returns the data planes that are connected to this control plane."""
 
 @_typing.type_check_only
 class UsageServiceAsyncStub(UsageServiceStub):
@@ -63,6 +77,20 @@ class UsageServiceAsyncStub(UsageServiceStub):
 
     A user without requests has zeros, and so has one that does not exist.
     """
+    SumUsage: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.SumUsageRequest, _usage_service_pb2.SumUsageResponse]  # type: ignore[assignment]
+    """SumUsage returns what the ledger says of counters, one amount for each, in their order; 0 of what nobody used.
+
+    All amounts are of one instant. INVALID_ARGUMENT for a counter that has no calendar period.
+    """
+    ListSums: _aio.UnaryStreamMultiCallable[_usage_service_pb2.ListSumsRequest, _usage_service_pb2.ListSumsResponse]  # type: ignore[assignment]
+    """ListSums returns every sum other than 0 of the given kinds and periods, in batches of at most 1,000, of one instant.
+
+    This is what an emptied Redis is filled with.
+    """
+    FindRecords: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.FindRecordsRequest, _usage_service_pb2.FindRecordsResponse]  # type: ignore[assignment]
+    """FindRecords returns which of the given requests the ledger has, in whatever state."""
+    ListReporters: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.ListReportersRequest, _usage_service_pb2.ListReportersResponse]  # type: ignore[assignment]
+    """ListReporters returns the data planes that are connected to this control plane."""
 
 class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     """UsageService takes what requests consumed into the ledger."""
@@ -90,5 +118,43 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
 
         A user without requests has zeros, and so has one that does not exist.
         """
+
+    @_abc_1.abstractmethod
+    def SumUsage(
+        self,
+        request: _usage_service_pb2.SumUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_usage_service_pb2.SumUsageResponse, _abc.Awaitable[_usage_service_pb2.SumUsageResponse]]:
+        """SumUsage returns what the ledger says of counters, one amount for each, in their order; 0 of what nobody used.
+
+        All amounts are of one instant. INVALID_ARGUMENT for a counter that has no calendar period.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSums(
+        self,
+        request: _usage_service_pb2.ListSumsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_usage_service_pb2.ListSumsResponse], _abc.AsyncIterator[_usage_service_pb2.ListSumsResponse]]:
+        """ListSums returns every sum other than 0 of the given kinds and periods, in batches of at most 1,000, of one instant.
+
+        This is what an emptied Redis is filled with.
+        """
+
+    @_abc_1.abstractmethod
+    def FindRecords(
+        self,
+        request: _usage_service_pb2.FindRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_usage_service_pb2.FindRecordsResponse, _abc.Awaitable[_usage_service_pb2.FindRecordsResponse]]:
+        """FindRecords returns which of the given requests the ledger has, in whatever state."""
+
+    @_abc_1.abstractmethod
+    def ListReporters(
+        self,
+        request: _usage_service_pb2.ListReportersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_usage_service_pb2.ListReportersResponse, _abc.Awaitable[_usage_service_pb2.ListReportersResponse]]:
+        """ListReporters returns the data planes that are connected to this control plane."""
 
 def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
