@@ -34,6 +34,7 @@ from tollkeeper.usage.v1 import usage_service_pb2_grpc
 
 from controlplane.domain.errors import DomainError
 from controlplane.rpc.admin_services import add_admin_services, interceptors
+from controlplane.rpc.changing import Backend
 from controlplane.rpc.config import ConfigServicer
 from controlplane.rpc.enrollment import DeviceEnrollmentServicer
 from controlplane.rpc.nodes import NodeServicer
@@ -104,13 +105,14 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         await stack.enter_async_context(_running(publisher.run()))
         await stack.enter_async_context(_running(_compacting(store)))
 
-        reports = UsageReportServicer(store)
+        reports = UsageReportServicer(store, fleet)
         server = grpc.aio.server(
             interceptors=interceptors(store, node_token=settings.join_token.get_secret_value()),
             options=_OPTIONS,
         )
         add_admin_services(server, store, sealer, fleet, store.clock)
-        _add_own_services(server, store, fleet, publisher, reports)
+        backend = Backend(store, sealer, fleet, store.clock)
+        _add_own_services(server, backend, fleet, publisher, reports)
         await _add_health(server)
         address = _bind(server, settings)
         await server.start()
@@ -187,11 +189,12 @@ async def _compacting(store: Store) -> None:
 
 def _add_own_services(
     server: grpc.aio.Server,
-    store: Store,
+    backend: Backend,
     fleet: Fleet,
     publisher: Publisher,
     reports: UsageReportServicer,
 ) -> None:
+    store = backend.store
     own = ControlPlane(secrets.token_hex(6), version("tollkeeper"), time.monotonic())
     config_service_pb2_grpc.add_ConfigServiceServicer_to_server(
         ConfigServicer(fleet, control_plane_id=own.control_plane_id, version=own.version),
@@ -204,7 +207,7 @@ def _add_own_services(
     admin_usage_grpc.add_UsageServiceServicer_to_server(UsageQueryServicer(store), server)
     node_service_pb2_grpc.add_NodeServiceServicer_to_server(NodeServicer(fleet), server)
     operations_service_pb2_grpc.add_OperationsServiceServicer_to_server(
-        OperationsServicer(store, publisher, own), server
+        OperationsServicer(backend, publisher, own, fleet), server
     )
 
 

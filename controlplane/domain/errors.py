@@ -133,6 +133,18 @@ class OverloadedError(DomainError):
     reason = ErrorReason.OVERLOADED
 
 
+class LimitsUnavailableError(DomainError):
+    """The counters cannot be reached from here; trying again later helps."""
+
+    reason = ErrorReason.LIMITS_UNAVAILABLE
+
+
+class DeadlineError(DomainError):
+    """Somebody far away did not answer in time."""
+
+    reason = ErrorReason.UPSTREAM_TIMEOUT
+
+
 class ExhaustedError(DomainError):
     """There are as many of something as are allowed; trying again before `retry_after` is over does not help."""
 

@@ -1,7 +1,8 @@
 """Names are paths: `acme`, `acme/alice`, `acme/alice/laptop`; a subject is a kind and a name: `user:acme/alice`.
 
-Devices and addresses have no path: a device is named by its id (`device:3k2…`), an address by its text, and an address
-of IPv6 by its /64 (`ip:2001:db8:0:1::/64`), since whoever has one address of a /64 has them all.
+Some have no path: a device is named by its id (`device:3k2…`), an address by its text, and an address of IPv6 by its /64
+(`ip:2001:db8:0:1::/64`), since whoever has one address of a /64 has them all; an endpoint class by its word
+(`endpoint:chat`), a model by what its provider calls it (`model:gpt-4o-mini`).
 """
 
 import re
@@ -18,6 +19,8 @@ ID_ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 GLOBAL_SUBJECT: Final = "global"
 
 _SEGMENT: Final = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,61}[a-z0-9])?")
+_ENDPOINT: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_MODEL: Final = re.compile(r"[!-~]{1,200}")
 _ID: Final = re.compile(rf"[a-z0-9]{{{ID_LENGTH}}}")
 _PREFIX_BITS: Final = 64
 
@@ -34,6 +37,8 @@ class SubjectKind(IntEnum):
     KEY = 4
     DEVICE = 5
     IP = 6
+    ENDPOINT = 7
+    MODEL = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,9 @@ class SubjectName:
 
 
 _DEPTHS: Final = {SubjectKind.ORGANIZATION: 1, SubjectKind.USER: 2, SubjectKind.KEY: 3}
+# Nobody creates them: whatever has the form is one. Classes are also the names of declared routes.
+_WORDS: Final = {SubjectKind.ENDPOINT: _ENDPOINT, SubjectKind.MODEL: _MODEL}
+_NOUNS: Final = {SubjectKind.ENDPOINT: "an endpoint class", SubjectKind.MODEL: "a model"}
 
 
 def new_id(random_below: RandomBelow) -> str:
@@ -89,7 +97,7 @@ def candidates(name: str, organization: str) -> tuple[str, ...]:
 
 
 def parse_subject(text: str, *, field: str) -> SubjectName:
-    """Read `global` or a kind and a name: `user:acme/alice`, `device:3k2…`, `ip:203.0.113.7`; addresses become canonical.
+    """Read `global` or a kind and a name: `user:acme/alice`, `ip:203.0.113.7`, `model:gpt-4o`; addresses become canonical.
 
     Raises:
         InvalidError: It is none of these.
@@ -108,8 +116,14 @@ def parse_subject(text: str, *, field: str) -> SubjectName:
         return SubjectName(SubjectKind.DEVICE, name)
     if word == SubjectKind.IP.name.lower():
         return SubjectName(SubjectKind.IP, _address(name, field=field))
+    for kind, form in _WORDS.items():
+        if word == kind.name.lower():
+            if not form.fullmatch(name):
+                raise InvalidError(f"not the name of {_NOUNS[kind]}: {name[:200]!r}", field=field)
+            return SubjectName(kind, name)
     raise InvalidError(
-        "a subject is global, organization:NAME, user:NAME, key:NAME, device:ID or ip:ADDRESS",
+        "a subject is global, organization:NAME, user:NAME, key:NAME, device:ID, ip:ADDRESS, "
+        "endpoint:CLASS or model:NAME",
         field=field,
     )
 
@@ -134,7 +148,7 @@ def _address(text: str, *, field: str) -> str:
 
 
 def subject_row_id(kind: SubjectKind, subject_id: str) -> str:
-    """Return the resource id of a subject's limits: `user:3k2…`, `global`."""
+    """Return the resource id of a subject's limits: `user:3k2…`, `endpoint:chat`, `global`."""
     if kind is SubjectKind.GLOBAL:
         return GLOBAL_SUBJECT
     return f"{kind.name.lower()}:{subject_id}"

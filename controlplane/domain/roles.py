@@ -22,6 +22,7 @@ READABLE: Final = frozenset(
         "administrators",
         "api_keys",
         "audit",
+        "budgets",
         "credentials",
         "devices",
         "limits",
@@ -38,11 +39,11 @@ READABLE: Final = frozenset(
 )
 """Every noun that can be read; every role reads all of them. Secrets cannot be read by anybody."""
 
-_ALL_WRITABLE: Final = READABLE - {"audit", "nodes", "operations", "usage"}
+_ALL_WRITABLE: Final = READABLE - {"audit", "budgets", "nodes", "usage"}
 _WRITABLE: Final = {
     Role.OWNER: _ALL_WRITABLE,
     Role.ADMIN: _ALL_WRITABLE - {"administrators"},
-    Role.OPERATOR: frozenset({"users", "api_keys", "devices", "limits", "routers"}),
+    Role.OPERATOR: frozenset({"users", "api_keys", "devices", "limits", "operations", "routers"}),
     Role.BILLING: frozenset({"limits", "prices", "tiers"}),
     Role.AUDITOR: frozenset[str](),
 }

@@ -8,6 +8,7 @@ from tollkeeper.admin.v1 import (
     administrator_service_pb2_grpc,
     api_key_service_pb2_grpc,
     audit_service_pb2_grpc,
+    budget_service_pb2_grpc,
     credential_service_pb2_grpc,
     device_service_pb2_grpc,
     limit_service_pb2_grpc,
@@ -23,6 +24,7 @@ from controlplane.rpc.administrators import AdministratorServicer
 from controlplane.rpc.api_keys import ApiKeyServicer
 from controlplane.rpc.audit import AuditServicer
 from controlplane.rpc.authorization import PUBLIC_SERVICES, Authenticator, Authorization
+from controlplane.rpc.budgets import BudgetServicer
 from controlplane.rpc.changing import Backend
 from controlplane.rpc.credentials import CredentialServicer
 from controlplane.rpc.devices import DeviceServicer
@@ -65,7 +67,7 @@ def add_admin_services(
     revoker: Revoker,
     clock: Callable[[], datetime],
 ) -> None:
-    """Add the admin services of everything that the configuration is made of, and of the audit log.
+    """Add the admin services of everything that the configuration is made of, of budgets and of the audit log.
 
     The server must have the `interceptors`: a servicer does not know its caller otherwise, and fails.
     """
@@ -85,6 +87,7 @@ def add_admin_services(
     router_service_pb2_grpc.add_RouterServiceServicer_to_server(RouterServicer(backend), server)
     limit_service_pb2_grpc.add_LimitServiceServicer_to_server(LimitServicer(backend), server)
     tier_service_pb2_grpc.add_TierServiceServicer_to_server(TierServicer(backend), server)
+    budget_service_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(backend), server)
     audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(backend), server)
     price_service_pb2_grpc.add_PriceServiceServicer_to_server(PriceServicer(backend), server)
     administrator_service_pb2_grpc.add_AdminServiceServicer_to_server(

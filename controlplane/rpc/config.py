@@ -183,6 +183,8 @@ class _Stream:
             case "heartbeat":
                 watcher.hear_heartbeat(message.heartbeat)
                 self._fleet.hear_applied(watcher)
+            case "counter_report":
+                self._fleet.hear_counter_report(watcher, message.counter_report)
             case "hello":
                 raise StreamViolationError("Hello is said once")
             case None:

@@ -1,4 +1,4 @@
-"""How the service is, for its operator."""
+"""How the service is, for its operator; its pause, and work on its counters."""
 
 import asyncio
 import time
@@ -7,18 +7,34 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 import structlog
+from google.protobuf.message import Message
 from sqlalchemy.exc import SQLAlchemyError
 from tollkeeper.admin.v1 import operations_service_pb2 as pb
 from tollkeeper.admin.v1 import operations_service_pb2_grpc
+from tollkeeper.config.v1 import config_service_pb2 as config_pb
 
+from controlplane.domain.errors import LimitsUnavailableError
+from controlplane.rpc.actors import current_actor
+from controlplane.rpc.changing import AdminServicer, Backend, changing
 from controlplane.rpc.interception import Context
+from controlplane.rpc.redaction import audited
+from controlplane.rpc.subject_names import names_of
 from controlplane.snapshots.snapshot import Position, position_to_proto
-from controlplane.store.database import Store
+from controlplane.store.audit import note_act
 from controlplane.store.operations import DatabaseState, ping, state_of
+from controlplane.store.repositories import Repositories
+from controlplane.store.service import service_settings
+from controlplane.store.transactions import Transaction
 
 # A database that takes longer for a few rows counts as away, and the operator is not kept waiting.
 DATABASE_DEADLINE_S: Final = 3.0
 MAX_PROBLEMS: Final = 20
+# Comparing some hundred thousand counters takes seconds; an administrator waits for it.
+COUNTER_TASK_DEADLINE_S: Final = 60.0
+MAX_DIFFERENCES: Final = 1_000
+
+_COUNTERS: Final = "counters"
+_MAX_TEXT: Final = 500
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -37,6 +53,21 @@ class Published(Protocol):
         ...
 
 
+class CounterDesk(Protocol):
+    """Who has work done on the counters, which a control plane cannot reach itself."""
+
+    async def run_counter_task(
+        self, kind: config_pb.CounterTaskKind.ValueType, deadline_s: float
+    ) -> tuple[str, config_pb.CounterReport]:
+        """Return the node that did it and its report.
+
+        Raises:
+            LimitsUnavailableError: Nobody does it.
+            DeadlineError: It took longer than `deadline_s`.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ControlPlane:
     """Which control plane answers, and since when it serves, by the clock that `monotonic_s` returns in seconds."""
@@ -47,13 +78,21 @@ class ControlPlane:
     monotonic_s: Callable[[], float] = time.monotonic
 
 
-class OperationsServicer(operations_service_pb2_grpc.OperationsServiceServicer):
+class OperationsServicer(AdminServicer, operations_service_pb2_grpc.OperationsServiceServicer):
     """Serves OperationsService."""
 
-    def __init__(self, store: Store, published: Published, control_plane: ControlPlane) -> None:
-        self._store = store
+    def __init__(
+        self,
+        backend: Backend,
+        published: Published,
+        control_plane: ControlPlane,
+        counters: CounterDesk,
+    ) -> None:
+        super().__init__(backend)
+        self._store = backend.store
         self._published = published
         self._control_plane = control_plane
+        self._counters = counters
 
     async def GetServiceStatus(
         self, _request: pb.GetServiceStatusRequest, _context: Context
@@ -73,7 +112,67 @@ class OperationsServicer(operations_service_pb2_grpc.OperationsServiceServicer):
             position=position_to_proto(self._published.position),
             problems=problems[:MAX_PROBLEMS],
             pending_devices=state.pending_devices if state else 0,
+            paused=state.is_paused if state else False,
         )
+
+    @changing(pb.ServicePause)
+    async def PauseService(
+        self, tx: Transaction, _request: pb.PauseServiceRequest
+    ) -> Callable[[], pb.ServicePause]:
+        """Have every call refused; data planes learn of it as of any change."""
+        return await _pause(tx, paused=True)
+
+    @changing(pb.ServicePause)
+    async def ResumeService(
+        self, tx: Transaction, _request: pb.ResumeServiceRequest
+    ) -> Callable[[], pb.ServicePause]:
+        """End the pause."""
+        return await _pause(tx, paused=False)
+
+    async def VerifyCounters(
+        self, request: pb.VerifyCountersRequest, _context: Context
+    ) -> pb.CounterVerification:
+        """Have every counter compared with the ledger, and with `repair` set to what the ledger says."""
+        repair = config_pb.COUNTER_TASK_KIND_REPAIR
+        kind = repair if request.repair else config_pb.COUNTER_TASK_KIND_VERIFY
+        node_id, report = await self._run("VerifyCounters", request, kind)
+        differences = report.differences[:MAX_DIFFERENCES]
+        subjects = [(each.counter.subject_kind, each.counter.subject_id) for each in differences]
+        async with self._store.reading() as session:
+            names = await names_of(Repositories(session), subjects)
+        return pb.CounterVerification(
+            node_id=node_id,
+            compared=report.compared,
+            differing=report.differing,
+            differences=[
+                pb.NamedDifference(subject=names[subject], difference=difference)
+                for subject, difference in zip(subjects, differences, strict=True)
+            ],
+        )
+
+    async def ResetLimiterClock(
+        self, request: pb.ResetLimiterClockRequest, _context: Context
+    ) -> pb.ResetLimiterClockResponse:
+        """Let the limiter's time go back to the clock of Redis."""
+        kind = config_pb.COUNTER_TASK_KIND_RESET_CLOCK
+        node_id, _ = await self._run("ResetLimiterClock", request, kind)
+        return pb.ResetLimiterClockResponse(node_id=node_id)
+
+    async def _run(
+        self, rpc: str, request: Message, kind: config_pb.CounterTaskKind.ValueType
+    ) -> tuple[str, config_pb.CounterReport]:
+        """Have a task done; the audit log has it before, so that nothing is repaired unseen.
+
+        Raises:
+            LimitsUnavailableError: Nobody does it, or it could not be done.
+            DeadlineError: It took too long.
+        """
+        async with self._store.transaction(current_actor().name, rpc) as tx:
+            await note_act(tx, _COUNTERS, audited(request))
+        node_id, report = await self._counters.run_counter_task(kind, COUNTER_TASK_DEADLINE_S)
+        if report.problem:
+            raise LimitsUnavailableError(f"data plane {node_id}: {report.problem[:_MAX_TEXT]}")
+        return node_id, report
 
     async def _database(self) -> tuple[DatabaseState | None, float]:
         """Return how the database is (None: away), and how long it took to answer, in milliseconds."""
@@ -90,3 +189,9 @@ class OperationsServicer(operations_service_pb2_grpc.OperationsServiceServicer):
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             _log.warning("database away", error=type(error).__name__)
             return None, passed_ms()
+
+
+async def _pause(tx: Transaction, *, paused: bool) -> Callable[[], pb.ServicePause]:
+    row = await service_settings(tx)
+    row.paused = paused
+    return lambda: pb.ServicePause(paused=paused, revision=tx.revision)

@@ -125,5 +125,5 @@ class OrganizationServicer(
 
 
 async def _check_policy(tx: Transaction, row: Organization) -> None:
-    limits = await tx.limits.of(SubjectName(SubjectKind.ORGANIZATION, row.name))
-    check_fail_open(fails_open=fails_open(row), limits=limits)
+    held = await tx.limits.of(SubjectName(SubjectKind.ORGANIZATION, row.name))
+    check_fail_open(fails_open=fails_open(row), limits=held.at(tx.now).all_limits)

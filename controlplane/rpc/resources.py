@@ -9,6 +9,7 @@ from tollkeeper.common.v1 import limits_pb2
 
 from controlplane.domain.errors import InvalidError, StaleError
 from controlplane.domain.limits import Limit, LimitUnit, LimitWindow
+from controlplane.domain.subject_limits import TemporaryLimit
 from controlplane.store.tables import ConfigurationRow
 
 
@@ -85,6 +86,35 @@ def limit_from_proto(limit: limits_pb2.Limit) -> Limit:
         unlimited=limit.unlimited,
         soft=limit.soft,
         shadow=limit.shadow,
+        every_ms=limit.every_ms,
+        burst=limit.burst,
+    )
+
+
+def temporary_from_proto(temporary: limits_pb2.TemporaryLimit, *, field: str) -> TemporaryLimit:
+    """Return a temporary limit of a request that was validated; `field` is where it stands there.
+
+    Raises:
+        InvalidError: Its end is out of range.
+    """
+    return TemporaryLimit(
+        limit=limit_from_proto(temporary.limit),
+        until=from_timestamp(temporary.until, field=f"{field}.until"),
+    )
+
+
+def limit_to_proto(limit: Limit) -> limits_pb2.Limit:
+    """Return a limit as the admin API shows it."""
+    return limits_pb2.Limit(
+        unit=limits_pb2.LimitUnit.ValueType(limit.unit),
+        window=limits_pb2.LimitWindow.ValueType(limit.window),
+        capacity=limit.capacity,
+        unlimited=limit.unlimited,
+        soft=limit.soft,
+        shadow=limit.shadow,
+        reset_generation=limit.reset_generation,
+        every_ms=limit.every_ms,
+        burst=limit.burst,
     )
 
 

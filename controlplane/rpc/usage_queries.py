@@ -44,7 +44,8 @@ class UsageQueryServicer(pb_grpc.UsageServiceServicer):
     ) -> pb.ListRequestsResponse:
         """Return a page of requests, newest first.
 
-        Pages go by what was seen last, so requests that arrive meanwhile shift nothing.
+        Pages go by what was seen last, so requests that arrive meanwhile shift nothing. The layers that admission tried
+        are only in the answer to a filter by request id.
         """
         chosen = await _filter_or_abort(request.filter, context)
         after = None
@@ -56,11 +57,14 @@ class UsageQueryServicer(pb_grpc.UsageServiceServicer):
                     grpc.StatusCode.INVALID_ARGUMENT, "page_token is not one of ours"
                 )
         page_size = request.page_size or _DEFAULT_PAGE_SIZE
+        with_layers = bool(chosen.request_id)
         async with self._store.reading() as session:
-            rows = await ledger.list_requests(session, chosen, limit=page_size + 1, after=after)
+            rows = await ledger.list_requests(
+                session, chosen, limit=page_size + 1, after=after, with_layers=with_layers
+            )
         page = rows[:page_size]
         return pb.ListRequestsResponse(
-            requests=[record_from_row(row) for row in page],
+            requests=[record_from_row(row, with_layers=with_layers) for row in page],
             next_page_token=token_of(page[-1]) if len(rows) > page_size else "",
         )
 

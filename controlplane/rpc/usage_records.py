@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from tollkeeper.common.v1 import rates_pb2
 from tollkeeper.usage.v1 import usage_service_pb2 as pb
 
 from controlplane.store.ledger import UsageState
@@ -18,6 +19,10 @@ from controlplane.store.tables import UsageRow
 # Amounts stay exact in a double, and in JSON.
 MAX_AMOUNT: Final = 2**53
 MAX_GENERATIONS: Final = 100
+MAX_LAYERS: Final = 32
+MAX_ADDRESS_SUBJECTS: Final = 4
+# Of names of layers, and of ids that the data planes make of addresses.
+MAX_NAME: Final = 100
 
 # Smaller numbers have columns of 16 or 32 bits.
 _CEILINGS: Final = {
@@ -33,10 +38,10 @@ _PERIODS: Final = {
     "service_day": re.compile(r"(\d{8})?", re.ASCII),
 }
 # Before there was this software, and after anybody could blame it.
-_EARLIEST: Final = datetime(2020, 1, 1, tzinfo=UTC)
-_LATEST: Final = datetime(2100, 1, 1, tzinfo=UTC)
+EARLIEST: Final = datetime(2020, 1, 1, tzinfo=UTC)
+LATEST: Final = datetime(2100, 1, 1, tzinfo=UTC)
 
-_APART: Final = frozenset({"started_at", "generations"})
+_APART: Final = frozenset({"started_at", "generations", "rates", "address_subjects", "layers"})
 _PLAIN_FIELDS: Final = tuple(
     field.name for field in pb.UsageRecord.DESCRIPTOR.fields if field.name not in _APART
 )
@@ -57,7 +62,7 @@ def row_from_record(record: pb.UsageRecord) -> dict[str, Any]:
     Raises:
         InvalidRecordError: The identity, an amount or a time makes no sense.
     """
-    _require(_is_uuid(record.request_id), record, "request_id")
+    _require(is_request_id(record.request_id), record, "request_id")
     _require(int(record.state) in tuple(UsageState), record, "state")
     row: dict[str, Any] = {name: getattr(record, name) for name in _PLAIN_FIELDS}
     for name, value in row.items():
@@ -69,11 +74,14 @@ def row_from_record(record: pb.UsageRecord) -> dict[str, Any]:
         _require(pattern.fullmatch(getattr(record, name)) is not None, record, name)
     row["generations"] = _generations(record)
     row["started_at"] = _started_at(record)
+    row["rates"] = _rates(record)
+    row["address_subjects"] = _address_subjects(record)
+    row["layers"] = _layers(record)
     return row
 
 
-def record_from_row(row: UsageRow) -> pb.UsageRecord:
-    """Return the record that a row of the ledger was made from."""
+def record_from_row(row: UsageRow, *, with_layers: bool = True) -> pb.UsageRecord:
+    """Return the record that a row of the ledger was made from, with or without the layers that admission tried."""
     values: Mapping[str, Any] = {name: getattr(row, name) for name in _PLAIN_FIELDS}
     started_at = Timestamp()
     started_at.FromDatetime(row.started_at)
@@ -81,30 +89,80 @@ def record_from_row(row: UsageRow) -> pb.UsageRecord:
         **values,
         started_at=started_at,
         generations=[pb.CountedGeneration(**generation) for generation in row.generations],
+        rates=None if row.rates is None else rates_pb2.Rates(**row.rates),
+        address_subjects=row.address_subjects,
+        layers=[pb.TriedLayer(**layer) for layer in row.layers] if with_layers else (),
     )
 
 
 def _generations(record: pb.UsageRecord) -> list[dict[str, Any]]:
     _require(len(record.generations) <= MAX_GENERATIONS, record, "generations")
     for each in record.generations:
-        is_sound = 0 <= each.reset_generation <= MAX_AMOUNT and len(each.layer) <= MAX_GENERATIONS
-        _require(is_sound and "\0" not in each.layer, record, "generations")
+        is_sound = 0 <= each.reset_generation <= MAX_AMOUNT and _is_name(each.layer, may_lack=True)
+        _require(is_sound, record, "generations")
     return [
         {"layer": each.layer, "reset_generation": each.reset_generation}
         for each in record.generations
     ]
 
 
+def _rates(record: pb.UsageRecord) -> dict[str, int] | None:
+    """Return the price's figures as keyword arguments of `common.v1.Rates`; those that it lacks are left out."""
+    if not record.HasField("rates"):
+        return None
+    rates = {field.name: value for field, value in record.rates.ListFields()}
+    _require(all(0 <= rate <= MAX_AMOUNT for rate in rates.values()), record, "rates")
+    return rates
+
+
+def _address_subjects(record: pb.UsageRecord) -> list[str]:
+    subjects = record.address_subjects
+    is_sound = len(subjects) <= MAX_ADDRESS_SUBJECTS and len(set(subjects)) == len(subjects)
+    _require(is_sound and all(map(_is_name, subjects)), record, "address_subjects")
+    return list(subjects)
+
+
+def _layers(record: pb.UsageRecord) -> list[dict[str, Any]]:
+    """Return the layers as keyword arguments of `TriedLayer`, without what is not so: a batch has thousands of them."""
+    _require(len(record.layers) <= MAX_LAYERS, record, "layers")
+    found = []
+    for each in record.layers:
+        name, capacity, reserved, remaining = (
+            each.layer,
+            each.capacity,
+            each.reserved,
+            each.remaining,
+        )
+        is_sound = (
+            0 <= capacity <= MAX_AMOUNT
+            and 0 <= reserved <= MAX_AMOUNT
+            and 0 <= remaining <= MAX_AMOUNT
+        )
+        _require(is_sound and _is_name(name), record, "layers")
+        item = {"layer": name, "capacity": capacity, "reserved": reserved, "remaining": remaining}
+        if each.shadow:
+            item["shadow"] = True
+        if each.soft:
+            item["soft"] = True
+        found.append(item)
+    return found
+
+
+def _is_name(text: str, *, may_lack: bool = False) -> bool:
+    return (may_lack or bool(text)) and len(text) <= MAX_NAME and "\0" not in text
+
+
 def _started_at(record: pb.UsageRecord) -> datetime:
     try:
         started_at = record.started_at.ToDatetime(tzinfo=UTC)
     except ValueError:
-        started_at = _LATEST
-    _require(_EARLIEST <= started_at < _LATEST, record, "started_at")
+        started_at = LATEST
+    _require(EARLIEST <= started_at < LATEST, record, "started_at")
     return started_at
 
 
-def _is_uuid(text: str) -> bool:
+def is_request_id(text: str) -> bool:
+    """Say whether a text is a request's id: a UUID in its canonical form."""
     try:
         return str(uuid.UUID(text)) == text
     except ValueError:

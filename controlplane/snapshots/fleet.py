@@ -18,7 +18,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.config.v1 import config_service_pb2 as pb
 from tollkeeper.config.v1 import resources_pb2
 
+from controlplane.domain.errors import LimitsUnavailableError
 from controlplane.domain.revocations import AppliedRevocation, Receipt
+from controlplane.snapshots.counter_tasks import CounterTasks
 from controlplane.snapshots.references import ResourceKey
 from controlplane.snapshots.snapshot import Position, Snapshot
 from controlplane.snapshots.transfers import SecretOpener
@@ -110,6 +112,7 @@ class Fleet:
             maxlen=_REMEMBERED_REVOCATIONS
         )
         self._pending: set[_Pending] = set()
+        self._counter_tasks = CounterTasks()
         self._moved = asyncio.Event()
         self._is_closed = False
 
@@ -196,6 +199,32 @@ class Fleet:
         """Wake everybody who waits for nodes to stand elsewhere, each wait once."""
         self._moved.set()
         self._moved = asyncio.Event()
+
+    # ── Counter tasks ────────────────────────────────────────────────────────────────────────
+
+    async def run_counter_task(
+        self, kind: pb.CounterTaskKind.ValueType, deadline_s: float
+    ) -> tuple[str, pb.CounterReport]:
+        """Have the live node that maintains the counters do a task; return its id and its report.
+
+        By their last heartbeats; of several, the one that was heard last. Cancellation ends the wait, and a task that was
+        not sent yet is not sent any more.
+
+        Raises:
+            LimitsUnavailableError: No live node maintains them, or it went away meanwhile.
+            DeadlineError: It did not answer within `deadline_s`.
+        """
+        now_s = self.now_s()
+        live = (each for each in self._watchers.values() if each.is_live(now_s))
+        maintainers = [each for each in live if each.maintains_counters]
+        if not maintainers:
+            raise LimitsUnavailableError("no connected data plane maintains the counters")
+        watcher = max(maintainers, key=lambda each: each.heard_at_s)
+        return watcher.node_id, await self._counter_tasks.run(watcher, kind, deadline_s)
+
+    def hear_counter_report(self, watcher: Watcher, report: pb.CounterReport) -> None:
+        """Note the outcome of a task."""
+        self._counter_tasks.hear(watcher, report)
 
     # ── Revocations ──────────────────────────────────────────────────────────────────────────
 

@@ -54,6 +54,8 @@ def plain_message(row: tables.ConfigurationRow) -> Message:
                 subject_kind=limits_pb2.SubjectKind.ValueType(row.subject_kind),
                 subject_id=row.subject_id,
                 limits=_limits(row.limits),
+                temporary_limits=_temporary_limits(row.temporary_limits),
+                resets=[limits_pb2.CounterReset(**item) for item in row.resets],
             )
         case tables.Price():
             return _price(row)
@@ -147,6 +149,19 @@ def _price(row: tables.Price) -> pb.Price:
 
 def _limits(items: Iterable[dict[str, Any]]) -> list[limits_pb2.Limit]:  # Any: JSON
     return [limits_pb2.Limit(**item) for item in items]
+
+
+def _temporary_limits(
+    items: Iterable[dict[str, Any]],  # Any: JSON
+) -> list[limits_pb2.TemporaryLimit]:
+    """Return all of them, what has expired included: the same row gives the same bytes at any time."""
+    return [
+        limits_pb2.TemporaryLimit(
+            limit=limits_pb2.Limit(**item["limit"]),
+            until=_timestamp(datetime.fromisoformat(item["until"])),
+        )
+        for item in items
+    ]
 
 
 def _timestamp(instant: datetime) -> Timestamp:

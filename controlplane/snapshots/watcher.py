@@ -5,17 +5,20 @@
 
 One transfer runs at a time, always of what was newest when it began. What is published meanwhile
 replaces what was published before it, so a slow node skips revisions and nothing queues up.
-Revocations and heartbeats go between the messages of a transfer.
+Revocations, counter tasks and heartbeats go between the messages of a transfer.
 
 A transfer that builds on what the node has (DELTA) belongs into `_next_transfer`; a node that
 refuses one for its position gets everything, as it does already for a transfer of nothing.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.common.v1 import errors_pb2
 from tollkeeper.config.v1 import config_service_pb2 as pb
 
@@ -78,6 +81,8 @@ class Watcher:
         self.not_ready: errors_pb2.ErrorReason.ValueType = errors_pb2.ERROR_REASON_UNSPECIFIED
         self.unreported_records = 0
         self.limits_unavailable = False
+        self.maintains_counters = False
+        self.oldest_unreported_at: datetime | None = None
         self.quarantined: tuple[str, ...] = ()
         self.wake = asyncio.Event()
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -89,6 +94,7 @@ class Watcher:
         self._outstanding: _Outstanding | None = None
         self._last_transfer_id = 0
         self._revocations: deque[pb.Revocation] = deque()
+        self._counter_tasks: deque[pb.CounterTask] = deque()
         self._interval_s = interval_s
         self._heartbeat_at_s = now_s + interval_s
         self._open_secret = open_secret
@@ -128,12 +134,24 @@ class Watcher:
         self._revocations.append(revocation)
         self.wake.set()
 
+    def ask(self, task: pb.CounterTask) -> None:
+        """Send `task` next, behind revocations. Whoever asks bounds how many wait at once."""
+        self._counter_tasks.append(task)
+        self.wake.set()
+
+    def withdraw(self, task: pb.CounterTask) -> None:
+        """Do not send a task any more, if it was not sent yet."""
+        with contextlib.suppress(ValueError):
+            self._counter_tasks.remove(task)
+
     # ── What to say ──────────────────────────────────────────────────────────────────────────
 
     def next_message(self, now_s: float) -> pb.StreamConfigResponse | None:
         """Return what to say now, or None when there is nothing before the next heartbeat or wake."""
         if self._revocations:
             return pb.StreamConfigResponse(revocation=self._revocations.popleft())
+        if self._counter_tasks:
+            return pb.StreamConfigResponse(counter_task=self._counter_tasks.popleft())
         if now_s >= self._heartbeat_at_s:
             self._heartbeat_at_s = now_s + self._interval_s
             heartbeat = pb.Heartbeat(position=position_to_proto(self.current()))
@@ -253,6 +271,9 @@ class Watcher:
         self.not_ready = heartbeat.not_ready
         self.unreported_records = heartbeat.unreported_records
         self.limits_unavailable = heartbeat.limits_unavailable
+        self.maintains_counters = heartbeat.maintains_counters
+        is_behind = heartbeat.HasField("oldest_unreported_at")
+        self.oldest_unreported_at = _instant(heartbeat.oldest_unreported_at) if is_behind else None
         self.wake.set()
 
     def _answered(self, transfer_id: int) -> _Outstanding | None:
@@ -268,3 +289,11 @@ class Watcher:
         self.applied = applied
         self._refused = transfer.to
         self._problems = problems
+
+
+def _instant(timestamp: Timestamp) -> datetime | None:
+    """Return an instant of a node's; None for one that no clock shows."""
+    try:
+        return timestamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return None

@@ -1,13 +1,18 @@
-"""The audit log, read back. It is written by the transaction of each change, and nothing alters it."""
+"""The audit log, read back. It is written by the transaction of each change, and nothing alters it.
+
+Acts that change no configuration leave a row of their own.
+"""
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from controlplane.store.tables import AuditEntry
+from controlplane.store.transactions import Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +24,27 @@ class AuditFilter:
     rpc: str = ""
     since: datetime | None = None
     until: datetime | None = None
+
+
+async def note_act(tx: Transaction, resource: str, request: dict[str, Any]) -> None:
+    """Keep that somebody does what changes no configuration; it carries the newest revision and takes none.
+
+    Args:
+        tx: Changes nothing else.
+        resource: What it is about.
+        request: The request as JSON, without secrets.
+    """
+    await tx.seal()
+    entry = AuditEntry(
+        at=tx.now,
+        actor=tx.actor,
+        rpc=tx.rpc_name,
+        resource=resource,
+        request=request,
+        revision=tx.revision,
+        changes=[],
+    )
+    tx.session.add(entry)
 
 
 async def list_entries(

@@ -5,12 +5,12 @@ stands as abandoned (its process died, and it was charged what was reserved) is 
 settled one when the true figures arrive after all. The database decides that row by row, so any
 number of control planes may be told the same things in any order.
 
-A user's sums by day move in the same transaction, by what the rows really did: those that were
-inserted add themselves, those that were replaced add the difference. Rows are locked in the order of
-their keys, first of the ledger, then of the days, so that no two batches wait for each other.
+Sums move in the same transaction, by what the rows really did: those that were inserted add
+themselves, those that were replaced add the difference. Rows are locked in one order, first of the
+ledger, then of users' days, then of subjects' totals, so that no two batches wait for each other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum, StrEnum
@@ -20,10 +20,11 @@ import sqlalchemy
 from sqlalchemy import ColumnElement, Table, and_, bindparam, case, func, literal, or_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import defer
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from controlplane.store import user_days
+from controlplane.store import usage_totals, user_days
 from controlplane.store.tables import UsageRow
 from controlplane.store.user_days import Row, UsageTotals
 
@@ -96,7 +97,7 @@ class UserUsage:
 
 
 async def record(session: AsyncSession, rows: Sequence[Row]) -> None:
-    """Insert `rows`, which hold a value for every column of the ledger, and count them in the days of their users.
+    """Insert `rows`, which hold a value for every column of the ledger, and count them in all sums.
 
     `session` comes from `Store.ledger()`; all of it is one commit.
     """
@@ -106,7 +107,9 @@ async def record(session: AsyncSession, rows: Sequence[Row]) -> None:
     inserted, repeated = await _insert_new(connection, rows)
     before, after = await _settle_abandoned(connection, repeated)
     counted = [row for row in inserted if row["state"] != UsageState.RELEASED]
-    await user_days.move(connection, added=[*counted, *after], taken=before)
+    added = [*counted, *after]
+    await user_days.move(connection, added=added, taken=before)
+    await usage_totals.move(connection, added=added, taken=before)
 
 
 async def _insert_new(
@@ -135,7 +138,15 @@ async def _settle_abandoned(
             settled.setdefault(row["request_id"], row)
     if not settled:
         return [], []
-    columns = ("request_id", "user_id", "usage_day", *user_days.AMOUNTS.values())
+    columns = dict.fromkeys(
+        (
+            "request_id",
+            "user_id",
+            "usage_day",
+            *user_days.AMOUNTS.values(),
+            *usage_totals.LEDGER_COLUMNS,
+        )
+    )
     # What is found is locked: nobody else can settle it any more, and a commit that is awaited is seen.
     statement = (
         sqlalchemy.select(*(LEDGER.c[name] for name in columns))
@@ -171,16 +182,32 @@ async def user_usage(
     return UserUsage(total, month, day, UsageTotals(*(int(value) for value in found)))
 
 
+async def find_requests(session: AsyncSession, request_ids: Collection[str]) -> set[str]:
+    """Return which of these requests the ledger has, in whatever state."""
+    statement = select(UsageRow.request_id).where(col(UsageRow.request_id).in_(request_ids))
+    return set((await session.exec(statement)).all())
+
+
 async def list_requests(
-    session: AsyncSession, chosen: RequestFilter, *, limit: int, after: PagePosition | None
+    session: AsyncSession,
+    chosen: RequestFilter,
+    *,
+    limit: int,
+    after: PagePosition | None,
+    with_layers: bool = True,
 ) -> list[UsageRow]:
-    """Return at most `limit` requests, newest first, that come after `after` in this order."""
+    """Return at most `limit` requests, newest first, that come after `after` in this order.
+
+    Without `with_layers` the layers are not read, and the rows must not be asked for them: they are most of a row.
+    """
     statement = (
         select(UsageRow)
         .where(*_conditions(chosen))
         .order_by(col(UsageRow.started_at).desc(), col(UsageRow.request_id).desc())
         .limit(limit)
     )
+    if not with_layers:
+        statement = statement.options(defer(UsageRow.layers, raiseload=True))  # type: ignore[arg-type]  # a column of the table
     if after is not None:
         statement = statement.where(
             or_(

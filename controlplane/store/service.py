@@ -11,6 +11,7 @@ from controlplane.domain.service import ServiceDefaults
 from controlplane.store.database import Store
 from controlplane.store.subject_limits import limits_to_json
 from controlplane.store.tables import Administrator, ServiceSettings, Tier
+from controlplane.store.transactions import Transaction
 
 SERVICE_ID: Final = "service"
 BOOTSTRAP_NAME: Final = "bootstrap"
@@ -31,13 +32,21 @@ async def apply_service_settings(store: Store, defaults: ServiceDefaults) -> Non
     }
     async with store.transaction(SYSTEM_ACTOR, "ApplyServiceSettings") as tx:
         tx.describe(SERVICE_ID, values)
-        row = await tx.session.get(ServiceSettings, SERVICE_ID, with_for_update=True)
-        if row is None:
-            row = ServiceSettings(id=SERVICE_ID, created_at=tx.now, updated_at=tx.now)
-            tx.add(row)
+        row = await service_settings(tx)
         for column, value in values.items():
             if getattr(row, column) != value:
                 setattr(row, column, value)
+
+
+async def service_settings(tx: Transaction) -> ServiceSettings:
+    """Return the service's row and keep others from changing it until this transaction ends; it is added if missing."""
+    row = await tx.session.get(
+        ServiceSettings, SERVICE_ID, with_for_update=True, populate_existing=True
+    )
+    if row is None:
+        row = ServiceSettings(id=SERVICE_ID, created_at=tx.now, updated_at=tx.now)
+        tx.add(row)
+    return row
 
 
 async def ensure_tiers(store: Store) -> None:

@@ -8,7 +8,7 @@ columns hold what the contract's messages of the same name take as keyword argum
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, Index, Integer, LargeBinary, SmallInteger
+from sqlalchemy import BigInteger, Boolean, Index, Integer, LargeBinary, SmallInteger, false
 from sqlalchemy import text as literal_text
 from sqlmodel import Field, SQLModel
 
@@ -189,18 +189,31 @@ class Tier(ConfigurationRow, table=True):
 
 
 class SubjectLimits(ConfigurationRow, table=True):
-    """All limits of one subject; the id is that of the contract: `user:<user id>`, `global`.
+    """All limits of one subject; the id is that of the contract: `user:<user id>`, `model:<name>`, `global`.
 
-    `name` is what people call it: `user:acme/alice`. `limits` holds keyword arguments of `common.v1.Limit`.
+    `name` is what people call it: `user:acme/alice`. `limits` holds keyword arguments of `common.v1.Limit`, `resets` those
+    of `CounterReset`, `temporary_limits` `{"limit", "until"}`: such arguments, and an instant of ISO 8601 in UTC.
     """
 
     __tablename__ = "subject_limits"
     KIND: ClassVar[Kind] = Kind.SUBJECT_LIMITS
 
+    # Longer than other ids: a model's is the name that its provider gave it.
+    id: str = Field(primary_key=True, sa_type=text(220))
     name: str = Field(unique=True, sa_type=text(220))
     subject_kind: int = Field(sa_type=SmallInteger)
-    subject_id: str = Field(default="", sa_type=text(80))
+    subject_id: str = Field(default="", sa_type=text(200))
     limits: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)  # Any: JSON
+    temporary_limits: list[dict[str, Any]] = Field(  # Any: JSON
+        default_factory=list,
+        sa_type=Json,
+        sa_column_kwargs={"server_default": literal_text("'[]'")},
+    )
+    resets: list[dict[str, Any]] = Field(  # Any: JSON
+        default_factory=list,
+        sa_type=Json,
+        sa_column_kwargs={"server_default": literal_text("'[]'")},
+    )
 
 
 class Price(ConfigurationRow, table=True):
@@ -281,7 +294,7 @@ class Tombstone(SQLModel, table=True):
     __tablename__ = "tombstones"
 
     kind: str = Field(primary_key=True, sa_type=text(32))
-    id: str = Field(primary_key=True, sa_type=text(80))
+    id: str = Field(primary_key=True, sa_type=text(220))
     revision: int = Field(primary_key=True, index=True, sa_type=BigInteger)
     deleted_at: datetime = Field(sa_type=UtcDateTime)
 
@@ -376,12 +389,29 @@ class UsageRow(SQLModel, table=True):
     reserved_tokens: int = Field(default=0, sa_type=BigInteger)
     price_id: str = Field(default="", sa_type=text())
     price_revision: int = Field(default=0, sa_type=BigInteger)
+    rates: dict[str, int] | None = Field(default=None, sa_type=Json, nullable=True)
 
     usage_day: str = Field(default="", sa_type=text())
     usage_month: str = Field(default="", sa_type=text())
     service_day: str = Field(default="", sa_type=text())
     generations: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)  # Any: JSON
     config_revision: int = Field(default=0, sa_type=BigInteger)
+    address_subjects: list[str] = Field(
+        default_factory=list,
+        sa_type=Json,
+        sa_column_kwargs={"server_default": literal_text("'[]'")},
+    )
+    layers: list[dict[str, Any]] = Field(  # Any: JSON
+        default_factory=list,
+        sa_type=Json,
+        sa_column_kwargs={"server_default": literal_text("'[]'")},
+    )
+    is_degraded: bool = Field(
+        default=False, sa_type=Boolean, sa_column_kwargs={"server_default": false()}
+    )
+    output_cap_tokens: int = Field(
+        default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": literal_text("0")}
+    )
 
     attempts: int = Field(default=0, sa_type=Integer)
     is_cached: bool = False
@@ -405,6 +435,62 @@ class UsageDay(SQLModel, table=True):
     input_tokens: int = Field(default=0, sa_type=BigInteger)
     output_tokens: int = Field(default=0, sa_type=BigInteger)
     charged_nanousd: int = Field(default=0, sa_type=BigInteger)
+
+
+class UsageTotal(SQLModel, table=True):
+    """What a subject used in a period, in a reset generation: the ledger's sums, kept in the transaction of each insert.
+
+    `period_id` is `20261121`, `202611` or `total`. It comes first in the key, because whoever fills an emptied Redis asks
+    for all subjects of a few periods. Requests that were released count nowhere.
+    """
+
+    __tablename__ = "usage_totals"
+    # A look-up by the key then finds the row itself, not where it is.
+    __table_args__: ClassVar[dict[str, Any]] = {"sqlite_with_rowid": False}
+
+    period_id: str = Field(primary_key=True, sa_type=text(8))
+    subject_kind: int = Field(
+        primary_key=True, sa_type=SmallInteger, sa_column_kwargs={"autoincrement": False}
+    )
+    subject_id: str = Field(primary_key=True, sa_type=text())
+    reset_generation: int = Field(
+        primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False}
+    )
+    requests: int = Field(default=0, sa_type=BigInteger)
+    tokens: int = Field(default=0, sa_type=BigInteger)
+    charged_nanousd: int = Field(default=0, sa_type=BigInteger)
+
+
+class BudgetEventRow(SQLModel, table=True):
+    """Says that a budget was used to 80 or 100 percent: one of each per counter, the first that was told.
+
+    Amounts are those of that moment, in nano-USD. `period_id` is as in `UsageTotal`, and says over which time.
+    """
+
+    __tablename__ = "budget_events"
+    __table_args__ = (
+        Index(
+            "ix_budget_events_counter",
+            "subject_kind",
+            "subject_id",
+            "period_id",
+            "reset_generation",
+            "percent",
+            unique=True,
+        ),
+        Index("ix_budget_events_reached_at", "reached_at", "id"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=RowNumber)
+    subject_kind: int = Field(sa_type=SmallInteger)
+    subject_id: str = Field(sa_type=text(200))
+    period_id: str = Field(sa_type=text(8))
+    reset_generation: int = Field(sa_type=BigInteger)
+    percent: int = Field(sa_type=SmallInteger)
+    capacity_nanousd: int = Field(sa_type=BigInteger)
+    settled_nanousd: int = Field(sa_type=BigInteger)
+    held_nanousd: int = Field(sa_type=BigInteger)
+    reached_at: datetime = Field(sa_type=UtcDateTime)
 
 
 class DeviceSighting(SQLModel, table=True):

@@ -12,6 +12,7 @@ import grpc.aio
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.admin.v1 import usage_service_pb2 as admin_pb
+from tollkeeper.common.v1 import rates_pb2
 from tollkeeper.usage.v1 import usage_service_pb2 as pb
 
 from controlplane.rpc.usage_records import record_from_row, row_from_record
@@ -87,9 +88,39 @@ def test_a_record_survives_its_row() -> None:
         source=pb.USAGE_SOURCE_REPORTED,
         is_failover=True,
         duration_ms=1_234,
+        rates=rates_pb2.Rates(
+            input_nanousd_per_million=150_000_000, cache_read_nanousd_per_million=0
+        ),
+        address_subjects=["00ff00ff00ff00ff", "free-00ff00ff00ff00ff"],
+        layers=[
+            pb.TriedLayer(layer="user_requests_per_day", capacity=9, reserved=1, remaining=8),
+            pb.TriedLayer(layer="key_spend_total", capacity=2**53, shadow=True, soft=True),
+        ],
+        is_degraded=True,
+        output_cap_tokens=4_096,
     )
 
     assert record_from_row(UsageRow(**row_from_record(full))) == full
+
+
+def test_the_rates_of_a_free_model_are_not_those_of_an_unknown_one() -> None:
+    free = record(rates=rates_pb2.Rates())
+
+    assert record_from_row(UsageRow(**row_from_record(free))).HasField("rates")
+    assert not record_from_row(UsageRow(**row_from_record(record()))).HasField("rates")
+
+
+async def test_the_layers_of_a_request_are_shown_to_who_asks_for_it(ledger: LedgerServer) -> None:
+    tried = pb.TriedLayer(layer="user_requests_per_day", capacity=9, reserved=1, remaining=8)
+    full = record(layers=[tried], rates=rates_pb2.Rates(request_nanousd=7), is_degraded=True)
+    await report(ledger, [full])
+
+    of_all = await listed(ledger)
+    asked_for = await listed(ledger, filter=admin_pb.RequestFilter(request_id=full.request_id))
+
+    assert list(asked_for.requests) == [full]
+    assert not of_all.requests[0].layers
+    assert of_all.requests[0].rates == full.rates
 
 
 async def test_batches_are_acknowledged_in_order_and_can_be_read_back(
@@ -181,6 +212,20 @@ async def test_nodes_that_race_with_the_same_records_give_exact_sums(
         {"started_at": Timestamp(seconds=2**40)},
         {"started_at": Timestamp(seconds=1_800_000_000, nanos=-1)},
         {"generations": [pb.CountedGeneration(layer="x", reset_generation=-1)]},
+        {"rates": rates_pb2.Rates(output_nanousd_per_million=-1)},
+        {"rates": rates_pb2.Rates(cache_write_1h_nanousd_per_million=2**53 + 1)},
+        {"address_subjects": list("abcde")},
+        {"address_subjects": ["a", "a"]},
+        {"address_subjects": [""]},
+        {"address_subjects": ["x" * 101]},
+        {"address_subjects": ["a\0b"]},
+        {"layers": [pb.TriedLayer(layer=f"l{n}") for n in range(33)]},
+        {"layers": [pb.TriedLayer()]},
+        {"layers": [pb.TriedLayer(layer="x", capacity=-1)]},
+        {"layers": [pb.TriedLayer(layer="x", reserved=2**53 + 1)]},
+        {"layers": [pb.TriedLayer(layer="x", remaining=-1)]},
+        {"layers": [pb.TriedLayer(layer="a\0b")]},
+        {"output_cap_tokens": -1},
     ],
     ids=repr,
 )

@@ -14,6 +14,7 @@ from grpc import aio
 from tollkeeper.admin.v1 import administrator_service_pb2_grpc as administrators
 from tollkeeper.admin.v1 import api_key_service_pb2_grpc as api_keys
 from tollkeeper.admin.v1 import audit_service_pb2_grpc as audit
+from tollkeeper.admin.v1 import budget_service_pb2_grpc as budgets
 from tollkeeper.admin.v1 import credential_service_pb2_grpc as credentials
 from tollkeeper.admin.v1 import device_service_pb2_grpc as devices
 from tollkeeper.admin.v1 import limit_service_pb2_grpc as limits
@@ -108,6 +109,7 @@ class AdminApi:
         self.administrators = administrators.AdminServiceStub(self.channel)
         self.api_keys = api_keys.ApiKeyServiceStub(self.channel)
         self.audit = audit.AuditServiceStub(self.channel)
+        self.budgets = budgets.BudgetServiceStub(self.channel)
         self.credentials = credentials.CredentialServiceStub(self.channel)
         self.devices = devices.DeviceServiceStub(self.channel)
         self.limits = limits.LimitServiceStub(self.channel)

@@ -68,14 +68,15 @@ def test_every_rpc_says_who_may_call_it_and_what_is_kept(method: MethodDescripto
     [
         (
             Role.OWNER,
-            "administrators api_keys credentials devices limits organizations prices providers routers"
-            " tiers users",
+            "administrators api_keys credentials devices limits operations organizations prices providers"
+            " routers tiers users",
         ),
         (
             Role.ADMIN,
-            "api_keys credentials devices limits organizations prices providers routers tiers users",
+            "api_keys credentials devices limits operations organizations prices providers routers tiers"
+            " users",
         ),
-        (Role.OPERATOR, "api_keys devices limits routers users"),
+        (Role.OPERATOR, "api_keys devices limits operations routers users"),
         (Role.BILLING, "limits prices tiers"),
         (Role.AUDITOR, ""),
     ],

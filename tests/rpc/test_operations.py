@@ -11,8 +11,9 @@ from tollkeeper.config.v1 import config_service_pb2
 
 from controlplane.domain.keys import sha256_of
 from controlplane.rpc.admin_services import interceptors
+from controlplane.rpc.changing import Backend
 from controlplane.rpc.nodes import node_to_proto
-from controlplane.rpc.operations import ControlPlane, OperationsServicer
+from controlplane.rpc.operations import ControlPlane, CounterDesk, OperationsServicer
 from controlplane.secrets.sealing import MasterKey, Sealer
 from controlplane.snapshots.fleet import Fleet
 from controlplane.snapshots.opening import secret_opener
@@ -41,9 +42,15 @@ def fleet() -> Fleet:
     return Fleet(secret_opener(Sealer([MasterKey(MASTER_KEY)])))
 
 
-def servicer(store: Store, publisher: Publisher, clock: Clock) -> OperationsServicer:
+def backend_of(store: Store) -> Backend:
+    return Backend(store, Sealer([MasterKey(MASTER_KEY)]), fleet(), store.clock)
+
+
+def servicer(
+    store: Store, publisher: Publisher, clock: Clock, desk: CounterDesk | None = None
+) -> OperationsServicer:
     own = ControlPlane("cp-1", "1.2.3", clock.now_s, clock)
-    return OperationsServicer(store, publisher, own)
+    return OperationsServicer(backend_of(store), publisher, own, desk or fleet())
 
 
 @pytest.fixture
@@ -174,7 +181,7 @@ async def test_the_time_of_the_database_is_measured(
     own = ControlPlane("cp-1", "1.2.3", clock.now_s, hurry)
     server = aio.server()
     pb_grpc.add_OperationsServiceServicer_to_server(
-        OperationsServicer(store, publisher, own), server
+        OperationsServicer(backend_of(store), publisher, own, fleet()), server
     )
 
     async with listening(server) as address:

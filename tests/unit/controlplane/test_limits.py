@@ -18,16 +18,23 @@ from controlplane.domain.service import ServiceDefaults
 from controlplane.store.subject_limits import limits_from_json, limits_to_json
 
 REQUESTS, TOKENS, SPEND, PARALLEL = LimitUnit
-NONE, MINUTE, DAY, MONTH, TOTAL = LimitWindow
+NONE, MINUTE, DAY, MONTH, TOTAL, RATE = LimitWindow
 ALLOWED = {
     *((unit, window) for unit in (REQUESTS, TOKENS) for window in (MINUTE, DAY, MONTH, TOTAL)),
     *((SPEND, window) for window in (DAY, MONTH, TOTAL)),
+    (REQUESTS, RATE),
     (PARALLEL, NONE),
 }
+DAY_MS = 86_400_000
 
 
 def limit(unit: LimitUnit, window: LimitWindow, capacity: int = 1) -> Limit:
-    return Limit(unit=unit, window=window, capacity=capacity)
+    every_ms = 1000 if window is RATE else 0
+    return Limit(unit=unit, window=window, capacity=capacity, every_ms=every_ms)
+
+
+def rate(capacity: int, every_ms: int, burst: int = 0) -> Limit:
+    return Limit(unit=REQUESTS, window=RATE, capacity=capacity, every_ms=every_ms, burst=burst)
 
 
 @pytest.mark.parametrize("unit", LimitUnit)
@@ -57,6 +64,16 @@ def test_units_and_windows_are_those_of_the_contract() -> None:
         (limit(TOKENS, DAY, -1), "limits[0].capacity"),
         (replace(limit(TOKENS, DAY), unlimited=True), "limits[0].capacity"),
         (replace(limit(TOKENS, DAY), soft=True), "limits[0].soft"),
+        (replace(limit(REQUESTS, DAY), every_ms=1), "limits[0].every_ms"),
+        (replace(limit(REQUESTS, DAY), burst=1), "limits[0].burst"),
+        (rate(1, 0), "limits[0].every_ms"),
+        (rate(1, DAY_MS + 1), "limits[0].every_ms"),
+        (rate(1, 1, -1), "limits[0].burst"),
+        (rate(1, 1, 1_000_000_001), "limits[0].burst"),
+        (rate(101, 1), "limits[0].capacity"),
+        (rate(100_001, 1000), "limits[0].capacity"),
+        (rate(1, DAY_MS, 36_601), "limits[0].burst"),
+        (replace(rate(0, 1, 2), unlimited=True), "limits[0].burst"),
     ],
 )
 def test_a_limit_that_cannot_be_kept_is_refused(wrong: Limit, field: str) -> None:
@@ -64,6 +81,30 @@ def test_a_limit_that_cannot_be_kept_is_refused(wrong: Limit, field: str) -> Non
         check_limits([wrong], field="limits")
 
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "each",
+    [
+        rate(0, 1),
+        rate(100, 1),
+        rate(1, DAY_MS),
+        rate(8_640_000_000, DAY_MS),
+        rate(1, DAY_MS, 36_600),
+        rate(10, 1000, 1_000_000_000),
+        replace(rate(0, 0), unlimited=True),
+        replace(rate(5, 1000), shadow=True),
+    ],
+)
+def test_a_rate_lets_one_request_pass_every_10_microseconds_to_a_day(each: Limit) -> None:
+    check_limits([each], field="limits")
+
+
+def test_a_limit_within_an_item_of_a_list_is_named_with_its_place() -> None:
+    with pytest.raises(InvalidError) as caught:
+        check_limits([limit(TOKENS, RATE)], field="limits", within=".limit")
+
+    assert caught.value.field == "limits[0].limit.window"
 
 
 def test_the_largest_budget_and_zero_are_valid() -> None:
@@ -123,6 +164,14 @@ def test_limits_rest_as_what_the_contract_takes() -> None:
         soft=True,
         reset_generation=2,
     )
+
+
+def test_a_limit_that_is_no_rate_rests_as_programs_of_before_rates_read_it() -> None:
+    (lasting, every_second) = limits_to_json([limit(TOKENS, DAY, 5), rate(5, 1000, 9)])
+
+    assert not {"every_ms", "burst"} & set(lasting)
+    assert (every_second["every_ms"], every_second["burst"]) == (1000, 9)
+    assert limits_from_json([every_second]) == (rate(5, 1000, 9),)
 
 
 def test_settings_become_limits_and_none_becomes_nothing() -> None:

@@ -53,6 +53,12 @@ def test_a_path_has_segments(name: str) -> None:
         "ip:203.0.113.7",
         "ip:2001:db8:0:1::/64",
         "ip:::/64",
+        "endpoint:chat",
+        "endpoint:weather-v2_x",
+        f"endpoint:{'a' * 63}",
+        "model:gpt-4o-mini",
+        "model:@cf/meta/llama:free",
+        f"model:{'m' * 200}",
     ],
 )
 def test_a_subject_reads_as_it_is_written(text: str) -> None:
@@ -85,8 +91,18 @@ def test_an_address_counts_as_itself_and_one_of_ipv6_as_its_64(text: str, canoni
         "user:acme",
         "user:a/b/c",
         "organization:a/b",
-        "model:x",
         "a",
+        "endpoint:",
+        "endpoint:Chat",
+        "endpoint:2fast",
+        "endpoint:a/b",
+        f"endpoint:{'a' * 64}",
+        "endpoint:chat\n",
+        "model:",
+        "model:a b",
+        "model:gpt-4o\n",
+        "model:é",
+        f"model:{'m' * 201}",
         "device:",
         "device:3k2",
         "device:3K2F9A0B1C2D",
@@ -114,12 +130,15 @@ def test_what_is_no_subject_is_refused(text: str) -> None:
 def test_subject_kinds_have_the_numbers_of_the_contract() -> None:
     numbers = {name: int(number) for name, number in limits_pb2.SubjectKind.items()}
 
-    assert all(numbers[f"SUBJECT_KIND_{kind.name}"] == kind for kind in SubjectKind)
+    assert {f"SUBJECT_KIND_{kind.name}": int(kind) for kind in SubjectKind} == {
+        name: number for name, number in numbers.items() if number
+    }
 
 
 def test_limits_have_the_ids_of_the_contract() -> None:
     assert subject_row_id(SubjectKind.USER, "3k2") == "user:3k2"
     assert subject_row_id(SubjectKind.GLOBAL, "") == "global"
+    assert subject_row_id(SubjectKind.MODEL, "a/b:c") == "model:a/b:c"
     assert SubjectName(SubjectKind.GLOBAL, "") == parse_subject("global", field="x")
 
 
