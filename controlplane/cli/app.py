@@ -3,6 +3,7 @@
 from controlplane.cli import (
     administrators,
     audit,
+    budgets,
     credentials,
     database,
     devices,
@@ -14,18 +15,21 @@ from controlplane.cli import (
     providers,
     routers,
     rules,
+    service,
     tiers,
     users,
 )
 from controlplane.cli.chat import chat
 from controlplane.cli.dev import dev
 from controlplane.cli.doctor import doctor
+from controlplane.cli.explain import explain
 from controlplane.cli.health import health
 from controlplane.cli.login import login, logout
 from controlplane.cli.programs import controlplane, dataplane, mock
 from controlplane.cli.status import status
 from controlplane.cli.typer_apps import example, new_app
 from controlplane.cli.usage import logs, usage
+from controlplane.cli.verification import verify
 
 app = new_app("Tollkeeper: an LLM gateway. Start with `tollkeeper dev`.")
 
@@ -41,9 +45,11 @@ for _name, _noun in {
     "rule": rules,
     "limit": limits,
     "tier": tiers,
+    "budget": budgets,
     "price": prices,
     "admin": administrators,
     "node": nodes,
+    "service": service,
     "audit": audit,
     "db": database,
 }.items():
@@ -52,6 +58,13 @@ app.command(
     epilog=example("usage --org acme --by model --since 2026-01-01", "usage --by day -o json")
 )(usage)
 app.command(epilog=example("logs --user acme/alice --limit 20", "logs --since 24h -o json"))(logs)
+app.command(
+    epilog=example(
+        "explain 01936b2e-7c1a-7000-8000-5d1f0c9a3b42",
+        "explain 01936b2e-7c1a-7000-8000-5d1f0c9a3b42 -o json",
+    )
+)(explain)
+app.command(epilog=example("verify", "verify --repair -o json"))(verify)
 app.command(epilog=example("status", "status -o json"))(status)
 app.command(
     epilog=example(

@@ -7,6 +7,7 @@ else, and the values of a change are shortened to what a table has room for.
 import json
 from typing import TYPE_CHECKING, Final
 
+from controlplane.cli.durations import text_of_ms
 from controlplane.cli.lazy_modules import imported_on_use
 from controlplane.cli.money import usd_from_nanousd
 from controlplane.cli.output import one_line
@@ -80,16 +81,28 @@ def _in_words(name: str, value: Plain) -> Plain:
 
 
 def _limit_text(item: Plain) -> str:
-    """Return a limit as `100 requests/day`; what is none as it is."""
+    """Return a limit as `100 requests/day`, a temporary one with its end, a reset as such; what is none as it is."""
     if isinstance(item, str):
         return item
-    unit, capacity = _field(item, "unit"), _field(item, "capacity")
-    if not (isinstance(unit, str) and isinstance(capacity, int)):
-        return json.dumps(item, ensure_ascii=False)
+    if (temporary := _field(item, "limit")) is not None:
+        return f"{_limit_text(temporary)} until {_field(item, 'until')}"
+    unit, window, capacity = (_field(item, name) for name in ("unit", "window", "capacity"))
+    generation = _field(item, "reset_generation")
+    if isinstance(unit, str) and isinstance(capacity, int):
+        return _amount_text(item, unit, window, capacity)
+    if isinstance(unit, str) and isinstance(generation, int):
+        return f"{unit}/{window}: generation {generation}"
+    return json.dumps(item, ensure_ascii=False)
+
+
+def _amount_text(item: Plain, unit: str, window: Plain, capacity: int) -> str:
     amount = f"{usd_from_nanousd(capacity)} USD" if unit == "spend" else f"{capacity} {unit}"
     if _field(item, "unlimited"):
         amount = f"unlimited {unit}"
-    window = _field(item, "window")
+    every_ms, burst = _field(item, "every_ms"), _field(item, "burst")
+    if isinstance(every_ms, int) and every_ms:
+        at_once = f" ({burst} at once)" if burst else ""
+        return f"{amount} every {text_of_ms(every_ms)}{at_once}"
     return f"{amount}/{window}" if window else amount
 
 

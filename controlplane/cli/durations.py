@@ -30,6 +30,15 @@ def duration_from_text(text: str) -> timedelta:
         raise ValueError(f"{text!r} is too long") from None
 
 
+def text_of_ms(duration_ms: int) -> str:
+    """Return a duration as it is written, in the largest unit that fits: `500ms`, `1s`, `15m`, `1d`."""
+    for name in ("d", "h", "m", "s"):
+        whole, rest = divmod(duration_ms, _UNITS[name] // _UNITS["ms"])
+        if whole and not rest:
+            return f"{whole}{name}"
+    return f"{duration_ms}ms"
+
+
 def instant_from_text(text: str) -> datetime:
     """Return the instant of an ISO 8601 date or time; without a zone it is UTC, a date is its midnight.
 

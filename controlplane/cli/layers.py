@@ -1,6 +1,5 @@
 """The flags that set limits: one for each unit and window, the same for every noun that has limits."""
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -9,22 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from controlplane.cli.money import nanousd_from_usd, usd_from_nanousd
+from controlplane.cli.capacities import Capacity, budget, count
+from controlplane.cli.durations import text_of_ms
+from controlplane.cli.flags import flag, with_flags
+from controlplane.cli.money import usd_from_nanousd
 from controlplane.cli.plain import Record, record_of
+from controlplane.cli.rates import pop_rate, rate_parameters
 from controlplane.cli.typer_apps import reader
 
 if TYPE_CHECKING:
     from tollkeeper.common.v1.limits_pb2 import Limit
-
-# As far as the contract lets counters go.
-_MOST_COUNTED: Final = 1_000_000_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """How much a layer admits, in its unit; None means without limit."""
-
-    amount: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +30,9 @@ class Layer:
 
 
 class LayerName(StrEnum):
-    """A layer, by the name of its flag."""
+    """A layer, by the name that `--only` takes: that of its flag, but for the rate, which has several."""
 
+    REQUESTS_RATE = "requests-rate"
     REQUESTS_PER_MINUTE = "requests-per-minute"
     REQUESTS_PER_DAY = "requests-per-day"
     REQUESTS_PER_MONTH = "requests-per-month"
@@ -52,6 +46,7 @@ class LayerName(StrEnum):
 
 
 LAYERS: Final[Mapping[LayerName, Layer]] = {
+    LayerName.REQUESTS_RATE: Layer("REQUESTS", "RATE", ()),
     LayerName.REQUESTS_PER_MINUTE: Layer("REQUESTS", "MINUTE", ("--requests-per-minute",)),
     LayerName.REQUESTS_PER_DAY: Layer(
         "REQUESTS", "DAY", ("--requests-per-day", "--daily-requests")
@@ -69,6 +64,9 @@ LAYERS: Final[Mapping[LayerName, Layer]] = {
     LayerName.MONTHLY_BUDGET_USD: Layer("SPEND", "MONTH", ("--monthly-budget-usd",)),
     LayerName.TOTAL_BUDGET_USD: Layer("SPEND", "TOTAL", ("--total-budget-usd",)),
 }
+
+BUDGETS: Final = tuple(name for name, layer in LAYERS.items() if layer.unit == "SPEND")
+"""The layers of money."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +89,17 @@ class GivenLayers:
             for name, capacity in self.capacities.items()
         ]
 
+    def required(self) -> "list[Limit]":
+        """Return them likewise, at least one.
+
+        Raises:
+            BadParameter: None is given, or as above.
+        """
+        limits = self.limits()
+        if not limits:
+            raise typer.BadParameter("give at least one limit: the help lists them")
+        return limits
+
 
 def require_modified(names: Iterable[LayerName], *, soft: bool, shadow: bool) -> None:
     """Refuse `--soft` and `--shadow` where nothing is given that they would change.
@@ -112,6 +121,8 @@ def limit_of(name: LayerName, capacity: Capacity, *, soft: bool, shadow: bool) -
     limit.unlimited = capacity.amount is None
     limit.soft = soft and LAYERS[name].unit == "SPEND"
     limit.shadow = shadow
+    limit.every_ms = capacity.every_ms
+    limit.burst = capacity.burst
     return limit
 
 
@@ -126,74 +137,55 @@ def empty_limit(name: LayerName) -> "Limit":
     )
 
 
-def count(text: str) -> Capacity:
-    """Read how many are admitted; `none` is without limit.
-
-    Raises:
-        ValueError: Not a whole number of at most 1e15.
-    """
-    if text == "none":
-        return Capacity(None)
-    if not (text.isascii() and text.isdigit() and len(text) <= 16 and int(text) <= _MOST_COUNTED):
-        raise ValueError(f"{text!r} is neither a whole number nor 'none'")
-    return Capacity(int(text))
-
-
-def budget(text: str) -> Capacity:
-    """Read how many US dollars may be spent; `none` is without limit.
-
-    Raises:
-        ValueError: Not an amount of at most 9,000,000 USD and 9 decimals.
-    """
-    return Capacity(None) if text == "none" else Capacity(nanousd_from_usd(text))
-
-
 def takes_layers(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the flags of all layers, which it receives together as the argument `layers`."""
+    return _taking(command, LayerName)
 
+
+def takes_budgets(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of the layers of money, which it receives together as the argument `layers`."""
+    return _taking(command, BUDGETS)
+
+
+def _taking(command: Callable[..., None], names: Iterable[LayerName]) -> Callable[..., None]:
     def collect(arguments: dict[str, object]) -> GivenLayers:
         return GivenLayers(
-            pop_capacities(arguments), bool(arguments.pop("soft")), bool(arguments.pop("shadow"))
+            pop_capacities(arguments, names=names),
+            bool(arguments.pop("soft")),
+            bool(arguments.pop("shadow")),
         )
 
-    return with_flags(command, [*layer_parameters(), *modifier_parameters()], collect)
+    flags = [*layer_parameters(names=names), *modifier_parameters()]
+    return with_flags(command, "layers", flags, collect)
 
 
-def with_flags(
-    command: Callable[..., None],
-    flags: Iterable[inspect.Parameter],
-    collect: Callable[[dict[str, object]], object],
-) -> Callable[..., None]:
-    """Give a command more flags, which it receives together as the argument `layers`.
+def layer_parameters(
+    prefix: str = "", names: Iterable[LayerName] = LayerName
+) -> list[inspect.Parameter]:
+    """Return the flags of layers, their names after a prefix: `device-` makes `--device-requests-per-day`."""
+    parameters = []
+    for name in names:
+        if name is LayerName.REQUESTS_RATE:
+            parameters += rate_parameters(prefix)
+        else:
+            parameters.append(flag(_argument(prefix, name), _option(LAYERS[name], prefix)))
+    return parameters
 
-    `collect` takes the flags' values out of all arguments of a call and returns what they mean together.
+
+def pop_capacities(
+    arguments: dict[str, object], prefix: str = "", names: Iterable[LayerName] = LayerName
+) -> dict[LayerName, Capacity]:
+    """Take the values of the flags with that prefix out of a call's arguments; return those that were given.
+
+    Raises:
+        BadParameter: The flags of a rate do not make one together, which is wrong usage.
     """
-
-    @functools.wraps(command)
-    def run(**arguments: object) -> None:
-        layers = collect(arguments)
-        command(**arguments, layers=layers)
-
-    signature = inspect.signature(command)
-    own = [parameter for parameter in signature.parameters.values() if parameter.name != "layers"]
-    # Typer reads a command's flags from its signature.
-    run.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]  # any function may have one
-    return run
-
-
-def layer_parameters(prefix: str = "") -> list[inspect.Parameter]:
-    """Return a flag for each layer, its name after a prefix: `device-` makes `--device-requests-per-day`."""
-    return [
-        _parameter(_argument(prefix, name), _option(layer, prefix), None)
-        for name, layer in LAYERS.items()
-    ]
-
-
-def pop_capacities(arguments: dict[str, object], prefix: str = "") -> dict[LayerName, Capacity]:
-    """Take the values of the flags with that prefix out of a call's arguments; return those that were given."""
     capacities: dict[LayerName, Capacity] = {}
-    for name in LayerName:
-        capacity = arguments.pop(_argument(prefix, name))
+    for name in names:
+        if name is LayerName.REQUESTS_RATE:
+            capacity: object = pop_rate(arguments, prefix)
+        else:
+            capacity = arguments.pop(_argument(prefix, name))
         if isinstance(capacity, Capacity):
             capacities[name] = capacity
     return capacities
@@ -205,7 +197,7 @@ def modifier_parameters() -> list[inspect.Parameter]:
         bool, typer.Option("--soft", help="Budgets reserve what is expected, not the upper bound.")
     ]
     shadow = Annotated[bool, typer.Option("--shadow", help="Count and show, but never refuse.")]
-    return [_parameter("soft", soft, False), _parameter("shadow", shadow, False)]
+    return [flag("soft", soft, False), flag("shadow", shadow, False)]
 
 
 def limit_row(limit: "Limit") -> Record:
@@ -215,17 +207,14 @@ def limit_row(limit: "Limit") -> Record:
         row["capacity"] = "unlimited"
     elif row["unit"] == "spend":
         row["capacity"] = f"{usd_from_nanousd(limit.capacity)} USD"
+    elif row["window"] == "rate":
+        at_once = f", {limit.burst} at once" if limit.burst else ""
+        row["capacity"] = f"{limit.capacity} every {text_of_ms(limit.every_ms)}{at_once}"
     return row
 
 
 def _argument(prefix: str, name: LayerName) -> str:
     return f"{prefix}{name}".replace("-", "_")
-
-
-def _parameter(name: str, annotation: object, default: object) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
 
 
 def _option(layer: Layer, prefix: str) -> object:

@@ -1,100 +1,86 @@
 """`tollkeeper limit`: how much a subject may use."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from controlplane.cli.connection import admin_channel
-from controlplane.cli.layers import (
-    GivenLayers,
-    LayerName,
-    empty_limit,
-    limit_row,
-    takes_layers,
-)
+from controlplane.cli.layers import GivenLayers, LayerName, empty_limit, takes_layers
 from controlplane.cli.lazy_modules import imported_on_use
 from controlplane.cli.options import Output
 from controlplane.cli.output import Format, print_many, print_one
 from controlplane.cli.paging import all_pages
-from controlplane.cli.plain import Record
+from controlplane.cli.subject_limits import (
+    LIMIT_COLUMNS,
+    End,
+    Only,
+    Period,
+    end_of,
+    limit_rows,
+    print_limits,
+    print_resets,
+    reset_counters,
+    set_limits,
+    set_temporary_limits,
+)
+from controlplane.cli.subjects import Subject, takes_subject, takes_subject_or_tier
 from controlplane.cli.tier_layers import Counted, change_limits, remove_user_limits
 from controlplane.cli.typer_apps import example, new_app
 
 if TYPE_CHECKING:
-    import grpc
-    from tollkeeper.admin.v1 import changes_pb2, tier_service_pb2, tier_service_pb2_grpc
+    from tollkeeper.admin.v1 import (
+        changes_pb2,
+        operations_service_pb2,
+        operations_service_pb2_grpc,
+        tier_service_pb2,
+        tier_service_pb2_grpc,
+    )
     from tollkeeper.admin.v1 import limit_service_pb2 as pb
     from tollkeeper.admin.v1 import limit_service_pb2_grpc as rpc
-    from tollkeeper.common.v1.limits_pb2 import Limit
 else:
     changes_pb2 = imported_on_use("tollkeeper.admin.v1.changes_pb2")
+    operations_service_pb2 = imported_on_use("tollkeeper.admin.v1.operations_service_pb2")
+    operations_service_pb2_grpc = imported_on_use("tollkeeper.admin.v1.operations_service_pb2_grpc")
     tier_service_pb2 = imported_on_use("tollkeeper.admin.v1.tier_service_pb2")
     tier_service_pb2_grpc = imported_on_use("tollkeeper.admin.v1.tier_service_pb2_grpc")
     pb = imported_on_use("tollkeeper.admin.v1.limit_service_pb2")
     rpc = imported_on_use("tollkeeper.admin.v1.limit_service_pb2_grpc")
 
-app = new_app("Limits of the service, of organizations, users, keys, devices, addresses and tiers.")
+app = new_app(
+    "Limits of the service, of organizations, users, keys, devices, addresses, endpoint classes, models and tiers."
+)
 
-_COLUMNS = ("subject", "unit", "window", "capacity", "soft", "shadow")
-
-User: TypeAlias = Annotated[str | None, typer.Option("--user", help="Of this user: acme/alice.")]
-Organization: TypeAlias = Annotated[
-    str | None, typer.Option("--org", help="Of this organization: acme.")
-]
-Key: TypeAlias = Annotated[
-    str | None, typer.Option("--key", help="Of this key: acme/alice/laptop.")
-]
-Device: TypeAlias = Annotated[
-    str | None, typer.Option("--device", metavar="ID", help="Of this device, by its id.")
-]
-ClientAddress: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        "--ip", metavar="ADDRESS", help="Of this client address; of IPv6, of the /64 it is in."
-    ),
-]
-Tier: TypeAlias = Annotated[
-    str | None, typer.Option("--tier", help="Of each user of this tier: free, paid.")
-]
-Service: TypeAlias = Annotated[bool, typer.Option("--global", help="Of the whole service.")]
+# The data plane that maintains the counters has to be asked, and may be busy.
+MAINTENANCE_S: Final = 70.0
 
 
 @app.command(
     "set",
     epilog=example(
         "limit set --user acme/alice --requests-per-minute 5 --tokens-per-day 100000",
+        "limit set --key acme/alice/laptop --requests 10 --every 1s --burst 20",
         "limit set --org acme --monthly-budget-usd 100 --soft",
         "limit set --ip 203.0.113.7 --requests-per-day 100",
+        "limit set --endpoint images --requests-per-second 2",
+        "limit set --model gpt-4o --tokens-per-minute 200000",
         "limit set --tier free --requests-per-day 500",
     ),
 )
 @takes_layers
-def set_given(
-    layers: GivenLayers,
-    user: User = None,
-    org: Organization = None,
-    key: Key = None,
-    device: Device = None,
-    ip: ClientAddress = None,
-    tier: Tier = None,
-    whole_service: Service = False,
-    output: Output = Format.TABLE,
-) -> None:
+@takes_subject_or_tier
+def set_given(layers: GivenLayers, subject: Subject, output: Output = Format.TABLE) -> None:
     """Set the given limits of a subject, and leave its others as they are.
 
     Counters go on: a lowered limit counts what was used already. A tier's are those of each of its users;
     `tier update` sets its others.
     """
-    subject = _subject(user, org, key, device, ip, tier, whole_service)
-    limits = layers.limits()
-    if not limits:
-        raise typer.BadParameter("give at least one limit, such as --requests-per-day 50")
+    limits = layers.required()
     with admin_channel() as channel:
-        if tier is not None:
-            _print(_of_users(change_limits(channel, tier, {Counted.USER: limits})), output)
+        if subject.tier is not None:
+            changed = change_limits(channel, subject.tier, {Counted.USER: limits})
+            print_limits(_of_users(changed), output)
         else:
-            _print(set_limits(channel, subject, limits), output)
+            print_limits(set_limits(channel, str(subject), limits), output)
 
 
 @app.command(
@@ -102,26 +88,17 @@ def set_given(
         "limit get --user acme/alice", "limit get --global -o json", "limit get --tier free"
     )
 )
-def get(
-    user: User = None,
-    org: Organization = None,
-    key: Key = None,
-    device: Device = None,
-    ip: ClientAddress = None,
-    tier: Tier = None,
-    whole_service: Service = False,
-    output: Output = Format.TABLE,
-) -> None:
-    """Show the limits that a subject has of its own."""
-    subject = _subject(user, org, key, device, ip, tier, whole_service)
+@takes_subject_or_tier
+def get(subject: Subject, output: Output = Format.TABLE) -> None:
+    """Show the limits that a subject has of its own, and what takes their place for now."""
     with admin_channel() as channel:
-        if tier is not None:
+        if subject.tier is not None:
             tiers = tier_service_pb2_grpc.TierServiceStub(channel)
-            found = tiers.GetTier(tier_service_pb2.GetTierRequest(name=tier))
-            _print(_of_users(found), output)
+            found = tiers.GetTier(tier_service_pb2.GetTierRequest(name=subject.tier))
+            print_limits(_of_users(found), output)
         else:
             service = rpc.LimitServiceStub(channel)
-            _print(service.GetLimits(pb.GetLimitsRequest(subject=subject)), output)
+            print_limits(service.GetLimits(pb.GetLimitsRequest(subject=str(subject))), output)
 
 
 @app.command("list", epilog=example("limit list"))
@@ -134,76 +111,90 @@ def list_all(output: Output = Format.TABLE) -> None:
             lambda page: page.limits,
         )
         if output is Format.TABLE:
-            print_many((row for limits in found for row in _rows(limits)), output, _COLUMNS)
+            rows = (row for limits in found for row in limit_rows(limits))
+            print_many(rows, output, LIMIT_COLUMNS)
         else:
-            print_many(found, output, _COLUMNS)
+            print_many(found, output, LIMIT_COLUMNS)
 
 
 @app.command(
     epilog=example(
         "limit delete --user acme/alice --only tokens-per-day",
         "limit delete --key acme/alice/laptop",
+        "limit delete --org acme --temporary",
     )
 )
+@takes_subject_or_tier
 def delete(
-    user: User = None,
-    org: Organization = None,
-    key: Key = None,
-    device: Device = None,
-    ip: ClientAddress = None,
-    tier: Tier = None,
-    whole_service: Service = False,
-    only: Annotated[
-        list[LayerName] | None, typer.Option(help="This one; repeat it. All without it.")
-    ] = None,
+    subject: Subject,
+    only: Only = None,
+    temporary: Annotated[
+        bool, typer.Option("--temporary", help="What `limit override` set, and nothing else.")
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Remove limits of a subject, which then has the defaults of its tier or of the service."""
-    subject = _subject(user, org, key, device, ip, tier, whole_service)
+    if subject.tier is not None and temporary:
+        raise typer.BadParameter("a tier has no temporary limits")
     with admin_channel() as channel:
-        if tier is not None:
-            revision = remove_user_limits(channel, tier, only).revision
+        if subject.tier is not None:
+            revision = remove_user_limits(channel, subject.tier, only).revision
             print_one(changes_pb2.DeleteResult(revision=revision), output)
         else:
-            service = rpc.LimitServiceStub(channel)
-            limits = [empty_limit(name) for name in only or ()]
-            request = pb.DeleteLimitsRequest(subject=subject, limits=limits)
-            print_one(service.DeleteLimits(request), output)
+            request = pb.DeleteLimitsRequest(
+                subject=str(subject),
+                limits=[empty_limit(name) for name in only or ()],
+                temporary_only=temporary,
+            )
+            print_one(rpc.LimitServiceStub(channel).DeleteLimits(request), output)
 
 
-def set_limits(
-    channel: "grpc.Channel", subject: str, limits: "Sequence[Limit]"
-) -> "pb.SubjectLimits":
-    """Set limits of a subject, such as `user:acme/alice`, and return all that it has."""
-    request = pb.SetLimitsRequest(limits=pb.SubjectLimits(subject=subject, limits=limits))
-    return rpc.LimitServiceStub(channel).SetLimits(request)
+@app.command(
+    epilog=example(
+        "limit override --user acme/alice --requests-per-day 5000 --for 24h",
+        "limit override --org acme --tokens-per-minute none --until 2099-01-31T18:00:00Z",
+    )
+)
+@takes_layers
+@takes_subject
+def override(
+    layers: GivenLayers,
+    subject: Subject,
+    period: Period = None,
+    end: End = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Set limits for a while, in place of a subject's own, of its tier's or of the defaults.
+
+    What is set again ends as said last. Counters go on.
+    """
+    limits, until = layers.required(), end_of(period, end)
+    with admin_channel() as channel:
+        print_limits(set_temporary_limits(channel, str(subject), limits, until), output)
 
 
-def _subject(
-    user: str | None,
-    org: str | None,
-    key: str | None,
-    device: str | None,
-    ip: str | None,
-    tier: str | None,
-    whole_service: bool,
-) -> str:
-    named = {
-        "user": user,
-        "organization": org,
-        "key": key,
-        "device": device,
-        "ip": ip,
-        "tier": tier,
-    }
-    subjects = [f"{kind}:{name}" for kind, name in named.items() if name is not None]
-    if whole_service:
-        subjects.append("global")
-    if len(subjects) != 1:
-        raise typer.BadParameter(
-            "give exactly one of --user, --org, --key, --device, --ip, --tier and --global"
-        )
-    return subjects[0]
+@app.command(
+    epilog=example(
+        "limit reset --user acme/alice",
+        "limit reset --key acme/alice/laptop --only requests-per-day",
+    )
+)
+@takes_subject
+def reset(subject: Subject, only: Only = None, output: Output = Format.TABLE) -> None:
+    """Let counters of a subject start anew. Requests in flight go on, and what was spent stays in the ledger."""
+    if only and LayerName.PARALLEL in only:
+        raise typer.BadParameter("requests in flight cannot be reset: they end by themselves")
+    with admin_channel() as channel:
+        print_resets(reset_counters(channel, str(subject), only or ()), output)
+
+
+@app.command("reset-clock", epilog=example("limit reset-clock"))
+def reset_clock(output: Output = Format.TABLE) -> None:
+    """Let the limiter's time go back to the clock of Redis, after that clock was far ahead for a while."""
+    with admin_channel() as channel:
+        service = operations_service_pb2_grpc.OperationsServiceStub(channel)
+        request = operations_service_pb2.ResetLimiterClockRequest()
+        print_one(service.ResetLimiterClock(request, timeout=MAINTENANCE_S), output)
 
 
 def _of_users(tier: "tier_service_pb2.Tier") -> "pb.SubjectLimits":
@@ -215,15 +206,3 @@ def _of_users(tier: "tier_service_pb2.Tier") -> "pb.SubjectLimits":
         etag=tier.etag,
         updated_at=tier.updated_at if tier.HasField("updated_at") else None,
     )
-
-
-def _print(limits: "pb.SubjectLimits", output: Format) -> None:
-    """Print one subject's limits: an object, or a table with one row for each limit."""
-    if output is Format.TABLE:
-        print_many(_rows(limits), output, _COLUMNS)
-    else:
-        print_one(limits, output)
-
-
-def _rows(limits: "pb.SubjectLimits") -> list[Record]:
-    return [{"subject": limits.subject, **limit_row(limit)} for limit in limits.limits]

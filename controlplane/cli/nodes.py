@@ -27,6 +27,7 @@ _COLUMNS = (
     "in_step",
     "heard_at",
     "not_ready",
+    "maintains_counters",
     "unreported_records",
     "problems",
 )

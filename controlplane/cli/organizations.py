@@ -8,10 +8,10 @@ import typer
 from controlplane.cli.connection import admin_channel
 from controlplane.cli.layers import GivenLayers, takes_layers
 from controlplane.cli.lazy_modules import imported_on_use
-from controlplane.cli.limits import set_limits
 from controlplane.cli.options import Force, Name, Output, require_changes
 from controlplane.cli.output import Format, print_many, print_one
 from controlplane.cli.paging import all_pages
+from controlplane.cli.subject_limits import set_limits
 from controlplane.cli.typer_apps import example, new_app
 
 if TYPE_CHECKING:

@@ -41,6 +41,7 @@ _COLUMNS: Final = (
     "lag_revisions",
     "heard_ms_ago",
     "redis",
+    "maintains_counters",
     "not_ready",
     "unreported_records",
     "quarantined",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from controlplane.cli.plain import Record, record_of
+from controlplane.cli.plain import Record, iso_instant, record_of
 
 if TYPE_CHECKING:
     from tollkeeper.admin.v1.node_service_pb2 import ListNodesResponse, Node
@@ -55,6 +55,7 @@ def control_plane_row(status: "ServiceStatus", address: str) -> Record:
         "revision": status.position.revision,
         "digest": status.position.digest.hex(),
         "pending_devices": status.pending_devices,
+        "paused": status.paused,
         "problems": list(status.problems),
     }
 
@@ -70,8 +71,14 @@ def data_plane_row(node: "Node", current: "Position", now: datetime) -> Record:
         "lag_revisions": lag_revisions(node.applied, current),
         "heard_ms_ago": _ms_ago(node, now),
         "redis": "unavailable" if node.limits_unavailable else "ok",
+        "maintains_counters": node.maintains_counters,
         "not_ready": _not_ready(node),
         "unreported_records": node.unreported_records,
+        "oldest_unreported_at": (
+            iso_instant(node.oldest_unreported_at)
+            if node.HasField("oldest_unreported_at")
+            else None
+        ),
         "quarantined": list(node.quarantined),
         "problems": list(node.problems),
     }
@@ -103,6 +110,8 @@ def faults(
 def remarks(status: "ServiceStatus", nodes: "ListNodesResponse") -> list[str]:
     """Return a sentence for each thing that is as it should be, and that an operator may want to know."""
     found = [f"{node.node_id} is draining" for node in nodes.nodes if _not_ready(node) == _DRAINING]
+    if status.paused:
+        found.append("the service is paused, every call is refused: tollkeeper service resume")
     if status.pending_devices:
         count = status.pending_devices
         waiting = "1 device waits" if count == 1 else f"{count} devices wait"

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from controlplane.cli.capacities import Capacity
+from controlplane.cli.flags import with_flags
 from controlplane.cli.layers import (
-    Capacity,
     LayerName,
     empty_limit,
     layer_parameters,
@@ -18,7 +19,6 @@ from controlplane.cli.layers import (
     modifier_parameters,
     pop_capacities,
     require_modified,
-    with_flags,
 )
 from controlplane.cli.lazy_modules import imported_on_use
 
@@ -82,7 +82,7 @@ def takes_tier_layers(command: Callable[..., None]) -> Callable[..., None]:
         return TierLayers(capacities, bool(arguments.pop("soft")), bool(arguments.pop("shadow")))
 
     flags = [flag for counted in Counted for flag in layer_parameters(f"{counted}-")]
-    return with_flags(command, [*flags, *modifier_parameters()], collect)
+    return with_flags(command, "layers", [*flags, *modifier_parameters()], collect)
 
 
 def put_limits(tier: "pb.Tier", given: "Mapping[Counted, Sequence[Limit]]") -> None:

@@ -7,7 +7,6 @@ import typer
 from controlplane.cli.connection import admin_channel
 from controlplane.cli.layers import GivenLayers, takes_layers
 from controlplane.cli.lazy_modules import imported_on_use
-from controlplane.cli.limits import set_limits
 from controlplane.cli.options import (
     Force,
     Name,
@@ -18,6 +17,7 @@ from controlplane.cli.options import (
 )
 from controlplane.cli.output import Format, print_many, print_one
 from controlplane.cli.paging import all_pages
+from controlplane.cli.subject_limits import print_resets, reset_counters, set_limits
 from controlplane.cli.typer_apps import example, new_app
 
 if TYPE_CHECKING:
@@ -129,6 +129,16 @@ def suspend(name: Name, output: Output = Format.TABLE) -> None:
 def activate(name: Name, output: Output = Format.TABLE) -> None:
     """End the suspension of a user."""
     _set_suspended(name, False, output)
+
+
+@app.command("reset-quota", epilog=example("user reset-quota acme/alice"))
+def reset_quota(name: Name, output: Output = Format.TABLE) -> None:
+    """Let all counters of a user start anew: of requests, of tokens and of money.
+
+    Those of their organization, keys and devices go on. What was spent stays in the ledger.
+    """
+    with admin_channel() as channel:
+        print_resets(reset_counters(channel, f"user:{name}", ()), output)
 
 
 @app.command(epilog=example("user delete acme/alice --force"))

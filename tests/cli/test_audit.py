@@ -151,6 +151,26 @@ def test_a_table_says_limits_as_people_do(run: Run, control_plane: ScriptedContr
     )
 
 
+def test_a_table_says_rates_overrides_and_resets_as_people_do(
+    run: Run, control_plane: ScriptedControlPlane
+) -> None:
+    rate = {"unit": 1, "window": 5, "capacity": 10, "every_ms": 1000}
+    held = {"limit": {"unit": 3, "window": 3, "capacity": 10**9}, "until": "2026-11-22T18:00:00Z"}
+    again = {"unit": 1, "window": 2, "reset_generation": 2}
+
+    first = changes_column(
+        run, control_plane, change({"limits": [rate]}, {"limits": [{**rate, "burst": 20}]})
+    )
+    second = changes_column(
+        run, control_plane, change({"temporary_limits": []}, {"temporary_limits": [held]})
+    )
+    third = changes_column(run, control_plane, change({"resets": []}, {"resets": [again]}))
+
+    assert first == "limits: 10 requests every 1s → 10 requests every 1s (20 at once)"
+    assert second == "temporary_limits: - → 1.00 USD/month until 2026-11-22T18:00:00Z"
+    assert third == "resets: - → requests/day: generation 2"
+
+
 @pytest.mark.parametrize(
     ("field", "number", "word"),
     [
@@ -164,6 +184,8 @@ def test_a_table_says_limits_as_people_do(run: Run, control_plane: ScriptedContr
         ("subject_kind", 6, "ip"),
         ("unit", 3, "spend"),
         ("window", 4, "total"),
+        ("window", 5, "rate"),
+        ("subject_kind", 8, "model"),
         ("dialect", 3, "google"),
         ("capacity", 3, 3),
         ("paused", True, True),

@@ -9,6 +9,7 @@ from controlplane.cli.durations import (
     future_instant,
     instant_from_text,
     past_instant,
+    text_of_ms,
 )
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -28,6 +29,24 @@ NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 )
 def test_a_duration_is_a_number_and_a_unit(text: str, duration: timedelta) -> None:
     assert duration_from_text(text) == duration
+
+
+@pytest.mark.parametrize(
+    ("duration_ms", "text"),
+    [
+        (1, "1ms"),
+        (1000, "1s"),
+        (1500, "1500ms"),
+        (60_000, "1m"),
+        (90_000, "90s"),
+        (3_600_000, "1h"),
+        (86_400_000, "1d"),
+        (0, "0ms"),
+    ],
+)
+def test_a_duration_is_shown_in_the_largest_unit_that_fits(duration_ms: int, text: str) -> None:
+    assert text_of_ms(duration_ms) == text
+    assert duration_from_text(text) == timedelta(milliseconds=duration_ms)
 
 
 @pytest.mark.parametrize(

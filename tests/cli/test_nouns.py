@@ -445,6 +445,8 @@ def test_what_is_free_is_said_to_be_free(
         ("--device 3k2v9q0m5t7x", "device:3k2v9q0m5t7x"),
         ("--ip 203.0.113.7", "ip:203.0.113.7"),
         ("--ip 2001:db8::1", "ip:2001:db8::1"),
+        ("--endpoint chat", "endpoint:chat"),
+        ("--model gpt-4o-mini", "model:gpt-4o-mini"),
         ("--global", "global"),
     ],
 )

@@ -258,6 +258,35 @@ def test_limits_of_an_address_count_what_its_neighbours_share(
     assert administer("limit get --ip 2001:db8:0:1::8")["limits"] == limits["limits"]
 
 
+def test_limits_are_overridden_for_a_while_and_counters_reset(
+    administer: Callable[..., Any], program: Run
+) -> None:
+    administer("org create lent --monthly-budget-usd 10")
+    administer("user create lent/alice --tier free")
+
+    rate = administer("limit set --user lent/alice --requests 10 --every 1s --burst 20")["limits"]
+    assert [(each["capacity"], each["every_ms"], each["burst"]) for each in rate] == [
+        (10, 1000, 20)
+    ]
+    lent = administer("budget override --org lent --monthly-budget-usd 200 --for 24h")
+    assert [each["limit"]["capacity"] for each in lent["temporary_limits"]] == [200_000_000_000]
+    assert [each["capacity"] for each in lent["limits"]] == [10_000_000_000]
+    again = administer("budget reset --org lent --only monthly-budget-usd")
+    assert [each["reset_generation"] for each in again["resets"]] == [1]
+    assert again["temporary_limits"] == lent["temporary_limits"]
+    assert len(administer("user reset-quota lent/alice")["resets"]) == 12
+    administer("limit delete --org lent --temporary")
+    assert administer("limit get --org lent")["temporary_limits"] == []
+    for subject in ("--endpoint chat", "--model @cf/meta/llama:free"):
+        administer(f"limit set {subject} --requests-per-second 5")
+        assert administer(f"limit get {subject}")["limits"][0]["every_ms"] == 1000
+    opened = program("org", "update", "lent", "--on-limits-unavailable", "open")
+    assert (opened.exit_code, opened.stdout) == (1, "")
+    assert administer("org update lent --paused")["paused"] is True
+    missing = program("explain", "01936b2e-0000-7000-8000-000000000001")
+    assert missing.stderr.startswith("the ledger has no request ")
+
+
 def test_the_status_of_a_service_without_data_planes_says_so(
     administer: Callable[..., Any], program: Run, real_control_plane: Running
 ) -> None:

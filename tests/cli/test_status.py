@@ -14,7 +14,13 @@ from tollkeeper.admin.v1.operations_service_pb2 import ServiceStatus
 from tollkeeper.common.v1.errors_pb2 import ErrorReason
 from tollkeeper.common.v1.position_pb2 import Position
 
-from controlplane.cli.status_report import Gateway, data_plane_row, faults, remarks
+from controlplane.cli.status_report import (
+    Gateway,
+    control_plane_row,
+    data_plane_row,
+    faults,
+    remarks,
+)
 from tests.cli.conftest import Run
 from tests.cli.scripted import Refusal, ScriptedControlPlane
 
@@ -91,6 +97,7 @@ def test_a_service_that_is_well_is_shown_whole_and_is_exit_code_0(
         "revision": 9,
         "digest": "0d",
         "pending_devices": 0,
+        "paused": False,
         "problems": [],
     }
     assert 3000 <= data_plane.pop("heard_ms_ago") < 60_000
@@ -102,8 +109,10 @@ def test_a_service_that_is_well_is_shown_whole_and_is_exit_code_0(
         "is_current": True,
         "lag_revisions": 0,
         "redis": "ok",
+        "maintains_counters": False,
         "not_ready": None,
         "unreported_records": 0,
+        "oldest_unreported_at": None,
         "quarantined": [],
         "problems": [],
     }
@@ -267,6 +276,24 @@ def test_what_is_as_it_should_be_is_no_more_than_a_remark() -> None:
         "n1 is draining",
         "1 device waits for approval: tollkeeper device list --status pending_approval",
     ]
+
+
+def test_a_pause_of_the_service_is_shown_with_how_it_ends() -> None:
+    assert remarks(service_status(paused=True), nodes(node())) == [
+        "the service is paused, every call is refused: tollkeeper service resume"
+    ]
+    assert control_plane_row(service_status(paused=True), "h:1")["paused"] is True
+
+
+def test_the_node_that_maintains_the_counters_is_told_apart() -> None:
+    now = datetime(2026, 11, 21, 12, tzinfo=UTC)
+    maintainer = node(maintains_counters=True)
+    maintainer.oldest_unreported_at.FromDatetime(now)
+
+    shown = data_plane_row(maintainer, CURRENT, now)
+
+    assert shown["maintains_counters"] is True
+    assert shown["oldest_unreported_at"] == "2026-11-21T12:00:00Z"
 
 
 def test_a_node_of_another_clock_was_heard_just_now() -> None:

@@ -86,7 +86,8 @@ def test_a_tier_is_created_with_layers_of_four_kinds(
 def test_every_layer_can_be_set_for_everybody_that_a_tier_counts(
     run_json: RunJson, control_plane: ScriptedControlPlane, counted: Counted, name: LayerName
 ) -> None:
-    run_json("tier", "create", "trial", f"--{counted}-{name}", "3")
+    flag = "requests-per-second" if name is LayerName.REQUESTS_RATE else name
+    run_json("tier", "create", "trial", f"--{counted}-{flag}", "3")
 
     tier = control_plane.only_request().tier
     (limit,) = getattr(tier, counted.field)
