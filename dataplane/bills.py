@@ -2,34 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Protocol
 
-from dataplane.domain.calls import NO_USAGE, Call, Dialect, Usage, UsageEvent, UsageState
-from dataplane.domain.limiting import MAX_AMOUNT, Demand, LayerPlan, Standing, Window
+import msgspec
+
+from dataplane.admissions import Admission, Intake
+from dataplane.domain.calls import NO_USAGE, Dialect, Usage, UsageEvent, UsageState
+from dataplane.domain.limiting import MAX_AMOUNT
 from dataplane.domain.periods import Calendar
 from dataplane.domain.prices import cost_of
-from dataplane.domain.principals import Principal
 from dataplane.domain.refusals import Reason
-from dataplane.domain.routing import Attempt
-from dataplane.domain.snapshot import Snapshot
-
-_UTC: Final = "UTC"
-
-
-class Reservation(Protocol):
-    """What a request holds; both calls are plain, cannot be cancelled, and the first one counts."""
-
-    admitted_at_ms: int
-
-    @property
-    def standings(self) -> tuple[Standing, ...]:
-        """Return where each layer stands."""
-
-    def settle(self, tokens: int, cost_nanousd: int) -> None:
-        """Replace what is held by what was used."""
-
-    def release(self) -> None:
-        """Give everything back."""
+from dataplane.usage_events import Outcome, event_of
 
 
 class Reporter(Protocol):
@@ -50,25 +33,6 @@ class Reporter(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
-    """A request that was let in, and what it may use.
-
-    `output_cap_tokens` is what the gateway sends upstream because the caller gave no cap; None:
-    the caller did, or nothing counts its output.
-    """
-
-    snapshot: Snapshot
-    principal: Principal
-    call: Call
-    plan: LayerPlan
-    attempt: Attempt
-    demand: Demand
-    reservation: Reservation
-    output_cap_tokens: int | None
-    started_at_ms: int
-
-
-@dataclass(frozen=True, slots=True)
 class BillBook:
     """What every bill of this process is written with.
 
@@ -84,6 +48,18 @@ class BillBook:
     def bill_for(self, admission: Admission) -> "Bill":
         """Return the bill of a request that was just let in."""
         return Bill(admission, self)
+
+    def meta(self, intake: Intake) -> bytes:
+        """Return what whoever finds the reservation of a dead process can report, as JSON text."""
+        return msgspec.json.encode(
+            event_of(
+                intake,
+                self.node_id,
+                self.calendar,
+                Outcome(UsageState.ABANDONED, charged_nanousd=intake.reserved_nanousd),
+                admitted_at_ms=intake.started_at_ms,
+            )
+        )
 
 
 class Bill:
@@ -123,7 +99,7 @@ class Bill:
         Until it is closed the record stands for a request whose process died: charged in full.
         """
         self.attempts += 1
-        reserved = self.admission.demand.cost_nanousd
+        reserved = self.admission.reserved_nanousd
         self._book.reporter.record_open(
             self._event(UsageState.ABANDONED, NO_USAGE, reserved, 0, "")
         )
@@ -169,54 +145,22 @@ class Bill:
         self, state: UsageState, usage: Usage, cost_nanousd: int, http_status: int, error_code: str
     ) -> UsageEvent:
         it = self.admission
-        call, attempt, principal = it.call, it.attempt, it.principal
-        user, organization = principal.user, principal.user.organization
-        is_device = principal.is_device
-        at_ms, zone = it.reservation.admitted_at_ms, organization.time_zone
-        calendar = self._book.calendar
-        return UsageEvent(
-            request_id=call.request_id,
-            client_request_id=call.client_request_id,
-            node_id=self._book.node_id,
-            state=state,
-            http_status=http_status,
-            error_code=error_code,
-            organization_id=organization.organization_id,
-            organization=organization.name,
-            user_id=user.user_id,
-            user=user.name,
-            key_id="" if is_device else principal.principal_id,
-            key="" if is_device else principal.name,
-            device_id=principal.principal_id if is_device else "",
-            tier=principal.tier,
-            ip=call.client_ip,
-            router=attempt.router.name,
-            rule_id=attempt.rule.rule_id,
-            provider=attempt.provider.name,
-            requested_model=call.model,
-            model=attempt.model,
-            endpoint=call.endpoint,
-            stream=call.is_stream,
-            dialect=call.dialect,
-            usage=usage,
-            cost_nanousd=cost_nanousd,
-            charged_nanousd=cost_nanousd,
-            reserved_nanousd=it.demand.cost_nanousd,
-            reserved_tokens=it.demand.tokens,
-            price_id=attempt.price.price_id,
-            price_revision=attempt.price.revision,
-            usage_day=calendar.at(Window.DAY, zone, at_ms).period_id,
-            usage_month=calendar.at(Window.MONTH, zone, at_ms).period_id,
-            service_day=calendar.at(Window.DAY, _UTC, at_ms).period_id,
-            config_revision=it.snapshot.position.revision,
-            attempts=self.attempts,
-            started_at_ms=it.started_at_ms,
-            duration_ms=self.elapsed_ms,
-            first_content_ms=self.first_content_ms,
-            generations=_raised_generations(it),
+        outcome = Outcome(
+            state,
+            usage,
+            cost_nanousd,
+            http_status,
+            error_code,
+            self.attempts,
+            self.elapsed_ms,
+            self.first_content_ms,
         )
-
-
-def _raised_generations(admission: Admission) -> tuple[tuple[str, int], ...]:
-    layers = admission.plan.layers
-    return tuple((layer.name, layer.reset_generation) for layer in layers if layer.reset_generation)
+        return event_of(
+            it,
+            self._book.node_id,
+            self._book.calendar,
+            outcome,
+            admitted_at_ms=it.reservation.admitted_at_ms,
+            standings=it.tried,
+            is_degraded=it.is_degraded,
+        )

@@ -18,25 +18,18 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import httpx
-import msgspec
 
-from dataplane.bills import Admission, Bill, BillBook, Reservation
+from dataplane.admissions import Admission
+from dataplane.admitting import Admitting
+from dataplane.bills import Bill, BillBook
 from dataplane.domain.authentication import authenticate, is_revoked
-from dataplane.domain.calls import NO_USAGE, Call, UsageSource
+from dataplane.domain.calls import NO_USAGE, Call, Usage, UsageSource
 from dataplane.domain.credentials import Credentials, unknown_key
-from dataplane.domain.denials import refusal_for as refusal_for_denial
-from dataplane.domain.estimation import (
-    LEAST_OUTPUT_TOKENS,
-    affordable_output_tokens,
-    demand_of,
-    needs_output_cap,
-)
-from dataplane.domain.limiting import Demand, Denial, Denied, LayerPlan, LimitsUnavailable, Unit
-from dataplane.domain.principals import Principal
 from dataplane.domain.refusals import Reason, Refusal
 from dataplane.domain.request_ids import request_id
-from dataplane.domain.routing import Attempt, route
+from dataplane.domain.routing import route
 from dataplane.domain.snapshot import Snapshot
+from dataplane.top_up import TopUp
 from dataplane.upstream.answers import StreamReader
 from dataplane.upstream.attempts import (
     MAX_ANSWER_BYTES,
@@ -63,15 +56,6 @@ class CurrentSnapshot(Protocol):
         """Return it, or refuse with CONFIGURATION_UNAVAILABLE before the first one."""
 
 
-class Limiter(Protocol):
-    """What counts."""
-
-    async def reserve(
-        self, request_id: str, plan: LayerPlan, demand: Demand, meta: bytes
-    ) -> Reservation:
-        """Take `demand` from every layer, or raise Denied or LimitsUnavailable."""
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A provider's answer, open while the caller reads it.
@@ -92,7 +76,7 @@ class Pipeline:
     """Everything a request touches, in the order in which it touches it."""
 
     current: CurrentSnapshot
-    limiter: Limiter
+    admitting: Admitting
     upstreams: Upstreams
     bills: BillBook
     clock_ms: Callable[[], int]
@@ -132,8 +116,8 @@ class Pipeline:
             else:
                 yield await self._whole(bill, upstream)
         finally:
-            # Still open: the caller left before there was an answer.
-            bill.settle(_UNKNOWN_USAGE, CLIENT_LEFT)
+            # Still open: the caller left before there was an answer. The provider has read what it sent.
+            bill.settle(_read_by_provider(call), CLIENT_LEFT)
             if upstream is not None:
                 del self._open[call.request_id]
                 await upstream.aclose()
@@ -149,47 +133,7 @@ class Pipeline:
         )
         if self.bills.reporter.is_full:
             raise Refusal(Reason.USAGE_BACKLOG, "Usage cannot be recorded right now.")
-        return await self._reserve(snapshot, principal, call, attempt, now_ms)
-
-    async def _reserve(
-        self,
-        snapshot: Snapshot,
-        principal: Principal,
-        call: Call,
-        attempt: Attempt,
-        now_ms: int,
-    ) -> Admission:
-        """Reserve an upper bound; where the caller gave no output cap, one that fits."""
-        plan = snapshot.plan_for(principal, call.client_ip)
-        own_cap = None
-        if call.output_cap_tokens is None and needs_output_cap(plan):
-            own_cap = principal.user.organization.default_output_cap_tokens
-        meta = msgspec.msgpack.encode(
-            (principal.principal_id, principal.user.user_id, attempt.model, now_ms)
-        )
-        while True:
-            demand = demand_of(call, attempt.price, call.output_cap_tokens or own_cap or 0)
-            try:
-                reservation = await self.limiter.reserve(call.request_id, plan, demand, meta)
-            except Denied as denied:
-                smaller = _smaller_cap(own_cap, call, attempt, denied.denial)
-                if smaller is None:
-                    raise self._denied(denied.denial, snapshot, principal) from denied
-                own_cap = smaller
-            except LimitsUnavailable as error:
-                raise Refusal(
-                    Reason.LIMITS_UNAVAILABLE,
-                    "Limits cannot be checked right now.",
-                    retry_after_seconds=5,
-                ) from error
-            else:
-                return Admission(
-                    snapshot, principal, call, plan, attempt, demand, reservation, own_cap, now_ms
-                )
-
-    def _denied(self, denial: Denial, snapshot: Snapshot, principal: Principal) -> Refusal:
-        upgrade_url, jitter = snapshot.service.upgrade_url, os.urandom(1)[0] / 256
-        return refusal_for_denial(denial, principal, upgrade_url, self.clock_ms(), jitter)
+        return await self.admitting.admit(snapshot, principal, call, attempt, now_ms)
 
     async def _call(self, bill: Bill) -> UpstreamAnswer:
         """Send the request; no answer without a record of it."""
@@ -229,8 +173,13 @@ class Pipeline:
             bill.fail(_UNKNOWN_USAGE, refusal.reason)
             raise
         bill.note_content()
-        bill.settle(usage, _OK)
+        self._settle_whole(bill, usage)
         return Answer(bill, upstream.status, upstream.content_type, body)
+
+    def _settle_whole(self, bill: Bill, usage: Usage) -> None:
+        """Charge an answer that came whole, and learn from it how long answers of its model are."""
+        bill.settle(usage, _OK)
+        self.admitting.note_answer(bill.admission, usage.output_tokens)
 
     @asynccontextmanager
     async def _streamed(self, bill: Bill, upstream: UpstreamAnswer) -> AsyncIterator[Answer]:
@@ -241,7 +190,7 @@ class Pipeline:
             upstream.chunks,
             reader,
             translator.ping,
-            on_complete=lambda: bill.settle(reader.usage(), _OK),
+            on_complete=lambda: self._settle_whole(bill, reader.usage()),
             on_content=bill.note_content,
         )
         try:
@@ -260,13 +209,22 @@ class Pipeline:
     async def _passed_on(
         self, bill: Bill, relay: Relay, reader: StreamReader, head: bytes
     ) -> AsyncGenerator[bytes]:
-        """Yield the answer; where it fails, charge what was passed on so far."""
+        """Yield the answer; where it fails, charge what was passed on so far.
+
+        One that a soft budget has no more room for ends as if it had reached its output cap.
+        """
+        top_up = TopUp(bill.admission, reader) if bill.admission.plan.has_soft_budget else None
         try:
             if head:
                 yield head
             async with aclosing(relay.rest()) as rest:
                 async for chunk in rest:
                     yield chunk
+                    if top_up is None or bill.is_closed or await top_up.has_room():
+                        continue
+                    bill.settle(reader.usage(), _OK, Reason.INSUFFICIENT_QUOTA.value)
+                    yield reader.cut_short()
+                    return
         except Refusal as refusal:
             bill.settle(reader.usage(), _OK, refusal.reason.value)
             raise self._blamed(bill, refusal) from refusal
@@ -288,11 +246,9 @@ class Pipeline:
         return len(ended)
 
 
-def _smaller_cap(own_cap: int | None, call: Call, attempt: Attempt, denial: Denial) -> int | None:
-    """Return an output cap that what is left can pay for; None when there is none to try."""
-    if own_cap is None or denial.binding.layer.unit not in (Unit.TOKENS, Unit.SPEND):
-        return None
-    affordable = affordable_output_tokens(call, attempt.price, denial.standings)
-    # Never below the least: refused with that, the caller learns what is short of its own wish.
-    smaller = max(affordable, LEAST_OUTPUT_TOKENS)
-    return smaller if smaller < own_cap else None
+def _read_by_provider(call: Call) -> Usage:
+    """Return what a call used of which nothing came back, as far as anybody can tell: its input."""
+    reads = call.input_estimate_tokens
+    return Usage(
+        input_total_tokens=reads, input_uncached_tokens=reads, source=UsageSource.ESTIMATED
+    )

@@ -8,7 +8,7 @@ answer names it.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -27,10 +27,11 @@ from dataplane.control.read_principals import (
     read_user,
 )
 from dataplane.control.read_providers import read_credential, read_provider, read_router
-from dataplane.domain.entitlements import layers_for
-from dataplane.domain.limiting import MAX_LAYERS, SubjectKind
+from dataplane.domain.entitlements import Entitlements
+from dataplane.domain.layer_bounds import LayerBounds
+from dataplane.domain.limiting import SubjectKind
 from dataplane.domain.prices import Price, PriceBook
-from dataplane.domain.principals import ApiKey, Device, LimitEntry, Principal, Service, Tier
+from dataplane.domain.principals import Principal, Service
 from dataplane.domain.snapshot import Position, Snapshot
 
 MAX_PROBLEMS: Final = 20
@@ -84,35 +85,11 @@ async def compile_snapshot(
     return await _Compiler(position, by_kind, secrets, applied_at_ms).compile()
 
 
-_KINDS: Final = {
-    SubjectKind.KEY: pb.RESOURCE_KIND_API_KEY,
-    SubjectKind.DEVICE: pb.RESOURCE_KIND_DEVICE,
-}
+_MET_BY_CALLS: Final = (SubjectKind.IP, SubjectKind.ENDPOINT, SubjectKind.MODEL)
 
 
 def _noun_of(kind: int) -> str:
     return pb.ResourceKind.Name(kind).removeprefix("RESOURCE_KIND_").lower()  # type: ignore[arg-type] # a known kind
-
-
-def _is_of_address(subject: str) -> bool:
-    return subject.startswith(f"{SubjectKind.IP}:")
-
-
-def _most_layers(
-    tier_limits: Iterable[LimitEntry], at_addresses: Iterable[Iterable[LimitEntry]]
-) -> int:
-    """Return the most layers of an address that a caller of a tier can meet."""
-    defaults = {(each.unit, each.window) for each in tier_limits if not each.is_unlimited}
-    counts = [len(defaults)]
-    for entries in at_addresses:
-        own = {(each.unit, each.window): each.is_unlimited for each in entries}
-        counts.append(len(defaults - own.keys()) + sum(not unlimited for unlimited in own.values()))
-    return max(counts)
-
-
-def _principals(keys: Iterable[ApiKey], devices: Iterable[Device]) -> Iterator[Principal]:
-    yield from (key.principal for key in keys)
-    yield from (device.principal for device in devices if device.principal is not None)
 
 
 @dataclass(slots=True)
@@ -149,7 +126,9 @@ class _Compiler:
             lambda each, message: read_router(each, message, providers),
         )
         limits = await self._structural(
-            pb.RESOURCE_KIND_SUBJECT_LIMITS, pb.SubjectLimits, read_limits
+            pb.RESOURCE_KIND_SUBJECT_LIMITS,
+            pb.SubjectLimits,
+            lambda each, message: read_limits(each, message, self.applied_at_ms),
         )
         tiers = await self._structural(pb.RESOURCE_KIND_TIER, pb.Tier, read_tier)
         users = await self._leaves(
@@ -171,10 +150,16 @@ class _Compiler:
         service = services.get("service", Service())
         keys_by_sha256 = await self._unique(pb.RESOURCE_KIND_API_KEY, keys)
         devices_by_sha256 = await self._unique(pb.RESOURCE_KIND_DEVICE, devices)
-        principals = _principals(keys_by_sha256.values(), devices_by_sha256.values())
-        await self._check_layers(service, limits, tiers, principals)
         if self.problems:
             raise InvalidConfigurationError(self.problems)
+        bounds = await self._layer_bounds(Entitlements(service, limits, tiers))
+        keys_by_sha256 = await self._within_bounds(
+            pb.RESOURCE_KIND_API_KEY, keys_by_sha256, lambda key: key.principal, bounds
+        )
+        devices_by_sha256 = await self._within_bounds(
+            pb.RESOURCE_KIND_DEVICE, devices_by_sha256, lambda device: device.principal, bounds
+        )
+        ids = await self._limited_ids(limits)
         snapshot = Snapshot(
             position=self.position,
             service=service,
@@ -182,7 +167,10 @@ class _Compiler:
             routers=routers,
             prices=PriceBook(prices.values()),
             limits=limits,
-            has_address_limits=any(map(_is_of_address, limits)),
+            has_address_limits=bool(ids[SubjectKind.IP]),
+            limited_endpoints=frozenset(ids[SubjectKind.ENDPOINT]),
+            limited_models=frozenset(ids[SubjectKind.MODEL]),
+            has_fail_open=any(each.fails_open for each in organizations.values()),
             devices_by_sha256=devices_by_sha256,
             tiers=tiers,
             applied_at_ms=self.applied_at_ms,
@@ -207,35 +195,38 @@ class _Compiler:
         detail = f"another {_noun_of(kind)} has the same hash"
         self.quarantined.append(Quarantined(kind, resource_id, detail))
 
-    async def _check_layers(
-        self,
-        service: Service,
-        limits: Mapping[str, tuple[LimitEntry, ...]],
-        tiers: Mapping[str, Tier],
-        principals: Iterable[Principal],
-    ) -> None:
-        """Refuse more layers than one call can be counted by: no call of such a credential could be.
+    async def _limited_ids(self, limits: Iterable[str]) -> dict[str, set[str]]:
+        """Return the ids of the subjects that are met by calls, whoever calls, by their kinds."""
+        ids: dict[str, set[str]] = {kind: set() for kind in _MET_BY_CALLS}
+        async for subject in self._in_slices(limits):
+            kind, _, subject_id = subject.partition(":")
+            if kind in ids:
+                ids[kind].add(subject_id)
+        return ids
 
-        Callers of one user and tier that have no limits of their own have the same number.
-        """
-        at_addresses = [entries for subject, entries in limits.items() if _is_of_address(subject)]
-        of_addresses = {
-            name: _most_layers(tier.ip_limits, at_addresses)
-            for name, tier in {"": Tier(""), **tiers}.items()
-        }
-        counts: dict[tuple[SubjectKind, str, str], int] = {}
-        async for each in self._in_slices(principals):
-            subject = f"{each.kind}:{each.principal_id}"
-            key = (each.kind, each.user.user_id, subject if subject in limits else each.tier)
-            if key in counts:
-                continue
-            of_address = of_addresses.get(each.tier, of_addresses[""])
-            count = counts[key] = len(layers_for(service, limits, tiers, each)) + of_address
-            if count > MAX_LAYERS:
-                self.problems.append(
-                    f"{_noun_of(_KINDS[each.kind])} {each.principal_id}: {count} limits apply to it;"
-                    f" at most {MAX_LAYERS} may"
-                )
+    async def _layer_bounds(self, entitlements: Entitlements) -> LayerBounds:
+        bounds = LayerBounds(entitlements)
+        async for subject, configured in self._in_slices(entitlements.limits.items()):
+            bounds.note(subject, configured)
+        return bounds
+
+    async def _within_bounds(
+        self,
+        kind: pb.ResourceKind.ValueType,
+        found: Mapping[bytes, V],
+        principal_of: Callable[[V], Principal | None],
+        bounds: LayerBounds,
+    ) -> dict[bytes, V]:
+        """Set credentials aside that more layers count than one call can be checked against."""
+        kept: dict[bytes, V] = {}
+        async for sha256, each in self._in_slices(found.items()):
+            principal = principal_of(each)
+            problem = None if principal is None else bounds.problem_of(principal)
+            if principal is None or problem is None:
+                kept[sha256] = each
+            else:
+                self.quarantined.append(Quarantined(kind, principal.principal_id, problem))
+        return kept
 
     async def _structural(
         self, kind: int, message_type: type[M], read: Callable[[RawResource, M], V]

@@ -68,6 +68,7 @@ def read_organization(each: RawResource, message: pb.Organization) -> Organizati
         time_zone=time_zone,
         is_paused=message.paused,
         default_output_cap_tokens=message.default_output_cap_tokens or _DEFAULT_OUTPUT_CAP_TOKENS,
+        fails_open=message.on_limits_unavailable == pb.LIMITS_UNAVAILABLE_POLICY_OPEN,
     )
 
 

@@ -3,10 +3,8 @@
 import asyncio
 import contextlib
 import random
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import grpc
@@ -15,16 +13,16 @@ import structlog
 from tollkeeper.usage.v1 import usage_service_pb2 as pb
 from tollkeeper.usage.v1 import usage_service_pb2_grpc as pb_grpc
 
+from dataplane.control.abandoned import deliver_alone
+from dataplane.control.backlog import Backlog, Batch
 from dataplane.control.channels import channel_to, check_address
+from dataplane.control.counter_messages import budget_event_to_proto
 from dataplane.control.sightings import MAX_TAKEN, Sighting, Sightings, message_from
 from dataplane.control.spool import Spool
 from dataplane.control.spool_recovery import Recovered
-from dataplane.control.usage_records import record_from
 from dataplane.domain.calls import UsageEvent
+from dataplane.domain.counters import BudgetEvent
 
-MAX_BATCH_RECORDS: Final = 500
-# Well under what a receiver takes (4 MiB), whatever callers put into their texts.
-MAX_BATCH_BYTES: Final = 2 * 1024 * 1024
 MAX_BATCHES_ON_THE_WAY: Final = 4
 # What waits beyond this is read back from the spool; about 2 KB each.
 MAX_EVENTS_IN_MEMORY: Final = 10_000
@@ -50,21 +48,12 @@ class Pace:
     sightings: float = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    request_ids: tuple[str, ...]
-    records: tuple[pb.UsageRecord, ...] = field(repr=False)
-
-
-# What is on the way where sightings travel alone.
-_NO_RECORDS: Final = _Batch((), ())
-
-
 class UsageReporter:
     """The `Reporter` of a process: remembers in the spool, delivers in the background.
 
     Sightings of devices travel along, or alone where there are no records; they are taken from
-    `sightings`, sent once and nowhere remembered.
+    `sightings`, sent once and nowhere remembered. Budget events travel likewise, until they are
+    acknowledged.
 
     What it is told is plain calls on the event loop that raise nothing. It has the spool that it
     is given: `aclose` closes it.
@@ -95,16 +84,11 @@ class UsageReporter:
         self._metadata = (("authorization", f"Bearer {node_token}"),)
         self._node_id = node_id
         self._pace = pace or Pace()
-        self._max_in_memory = max_events_in_memory
+        self._backlog = Backlog(spool, recovered, max_events_in_memory)
         self._sightings = Sightings() if sightings is None else sightings
         self._due_sightings = 0
         self._sightings_timer: asyncio.TimerHandle | None = None
-        self._in_memory = 0
-        # None: the event is in the spool only.
-        self._waiting: dict[str, UsageEvent | None] = dict.fromkeys(recovered.closes)
-        self._again: deque[_Batch] = deque()
-        self._on_the_way: deque[tuple[int, _Batch]] = deque()
-        self._suspects = 0
+        self._is_paused = False
         self._last_batch_id = 0
         self._progress_at = 0.0
         self._turn = 0
@@ -113,6 +97,7 @@ class UsageReporter:
         self._has_work = asyncio.Event()
         self._has_batch = asyncio.Event()
         self._has_room = asyncio.Event()
+        self._is_drained = asyncio.Event()
         self._is_idle = asyncio.Event()
         for event in recovered.opens:
             # Written as ABANDONED, charged with what it reserved: nobody knows better now.
@@ -128,23 +113,85 @@ class UsageReporter:
     @property
     def unreported_records(self) -> int:
         """Return the requests that are over and not known to be in the ledger."""
-        batches = [batch for _, batch in self._on_the_way] + list(self._again)
-        return len(self._waiting) + sum(len(batch.request_ids) for batch in batches)
+        return self._backlog.unreported_records
+
+    @property
+    def oldest_unreported_ms(self) -> int | None:
+        """Return when the oldest request began that is not known to be in the ledger.
+
+        Unix milliseconds; requests in flight count, too. None when there is none.
+        """
+        return self._backlog.oldest_began_at_ms
 
     def record_open(self, event: UsageEvent) -> None:
         """Remember that a request is about to go upstream."""
         self._spool.append_open(event)
+        self._backlog.begin(event.request_id)
 
     def record_close(self, event: UsageEvent) -> None:
         """Remember how it ended, and deliver it."""
         self._spool.append_close(event)
-        fits = self._in_memory < self._max_in_memory
-        if fits and event.request_id not in self._waiting:
-            self._in_memory += 1
-            self._waiting[event.request_id] = event
-        else:
-            self._waiting.setdefault(event.request_id, None)
+        self._backlog.add(event)
         self._note_waiting()
+
+    def note_budget_event(self, event: BudgetEvent) -> None:
+        """Deliver that a budget was used to 80 or 100 percent, once per process.
+
+        It is in memory only: whoever compares the counters tells of it again.
+        """
+        self._backlog.budget_events.note(event)
+        self._note_waiting()
+
+    def pause(self) -> None:
+        """Send no new batches until `resume`; what is on the way may still be acknowledged."""
+        self._is_paused = True
+        self._note_waiting()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._is_paused = False
+        self._note_waiting()
+
+    async def drained(self, deadline_seconds: float) -> bool:
+        """Wait until nothing is on the way; only sensible after `pause`.
+
+        Returns:
+            Whether nothing is. Of a stream that was lost meanwhile nobody knows what the ledger
+            took: its requests are not acknowledged.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_seconds):
+                await self._is_drained.wait()
+        return self._is_drained.is_set()
+
+    def unacknowledged(self) -> AsyncIterator[list[UsageEvent]]:
+        """Return the events of all requests that are over and not known to be in the ledger.
+
+        They are those of the moment of this call, also those that only the spool has, read in
+        batches of at most 500. What is acknowledged before it is read is left out.
+
+        Raises:
+            OSError: While it is read: the disk cannot be read now.
+        """
+        return self._backlog.unacknowledged()
+
+    async def deliver_abandoned(
+        self, events: Sequence[UsageEvent], deadline_seconds: float
+    ) -> tuple[str, ...]:
+        """Deliver events of requests whose process died, and wait until the ledger has them.
+
+        They take a stream of their own and neither the spool nor what waits here; it may be done
+        again, also after an unknown outcome.
+
+        Returns:
+            The requests, usually none, that the ledger never takes; the others are in it.
+
+        Raises:
+            LedgerUnavailable: Not all of them are known to be in it.
+        """
+        turn = self._turn % len(self._addresses)
+        in_turn = self._addresses[turn:] + self._addresses[:turn]
+        return await deliver_alone(in_turn, self._metadata, self._node_id, events, deadline_seconds)
 
     def flush(self) -> None:
         """Write what was recorded; a process that dies after this has lost nothing of it."""
@@ -201,7 +248,8 @@ class UsageReporter:
                     task.cancel()
                 await asyncio.wait(tasks)
                 call.cancel()
-                self._send_again()
+                self._backlog.send_again()
+                self._note_waiting()
 
     async def _note_end(self, call: _Call, done: set[asyncio.Task[None]], address: str) -> None:
         if call.done():
@@ -210,48 +258,31 @@ class UsageReporter:
             code, detail = None, "; ".join(repr(task.exception()) for task in done)
         _log.warning("usage_stream_ended", address=address, code=code and code.name, detail=detail)
         if code is grpc.StatusCode.INVALID_ARGUMENT:
-            self._find_refused()
-
-    def _find_refused(self) -> None:
-        """A record on the way can never be stored: put it aside, or send them singly to find it."""
-        if self._suspects and self._on_the_way:
-            _, batch = self._on_the_way.popleft()
-            self._suspects -= 1
-            self._spool.refuse(batch.request_ids[0])
+            self._backlog.find_refused()
             self._note_waiting()
-            return
-        self._suspects = sum(len(batch.request_ids) for _, batch in self._on_the_way)
-
-    def _send_again(self) -> None:
-        batches = [batch for _, batch in self._on_the_way if batch.request_ids]
-        batches += self._again
-        self._on_the_way.clear()
-        if self._suspects:
-            batches = [
-                _Batch((request_id,), (record,))
-                for batch in batches
-                for request_id, record in zip(batch.request_ids, batch.records, strict=True)
-            ]
-        self._again = deque(batches)
-        self._note_waiting()
 
     async def _send(self, call: _Call) -> None:
+        backlog = self._backlog
         while True:
             await self._gather()
-            limit = 1 if self._suspects else MAX_BATCHES_ON_THE_WAY
-            while len(self._on_the_way) >= limit:
+            limit = 1 if backlog.suspects else MAX_BATCHES_ON_THE_WAY
+            while len(backlog.on_the_way) >= limit:
                 self._has_room.clear()
                 await self._has_room.wait()  # `_watch` ends it
-            batch = await self._next_batch()
+            batch = await backlog.next_batch()
+            if self._is_paused:
+                if batch is not None:
+                    backlog.put_back(batch)
+                continue
             sightings = self._next_sightings()
             if batch is None and not sightings:
                 self._note_waiting()
                 continue
-            batch = batch or _NO_RECORDS
+            batch = batch or Batch()
             self._last_batch_id += 1
-            if not self._on_the_way:
+            if not backlog.on_the_way:
                 self._progress_at = asyncio.get_running_loop().time()
-            self._on_the_way.append((self._last_batch_id, batch))
+            backlog.note_sent(self._last_batch_id, batch)
             self._note_waiting()
             await call.write(
                 pb.ReportUsageRequest(
@@ -259,47 +290,17 @@ class UsageReporter:
                     node_id=self._node_id,
                     records=batch.records,
                     sightings=map(message_from, sightings),
+                    budget_events=map(budget_event_to_proto, batch.budget_events),
                 )
             )
 
     async def _gather(self) -> None:
         """Wait for something to send, and a moment for company."""
         await self._has_work.wait()
-        if not self._again and not self._has_batch.is_set():
+        if not self._has_batch.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pace.gathering):
                     await self._has_batch.wait()
-
-    async def _next_batch(self) -> _Batch | None:
-        """Take the next batch; None when what was next turned out to be unreadable.
-
-        Nothing waits between taking and returning: a batch is always somewhere.
-        """
-        if self._again:
-            return self._again.popleft()
-        head = dict(islice(self._waiting.items(), MAX_BATCH_RECORDS))
-        on_disk = [request_id for request_id, event in head.items() if event is None]
-        read = (
-            {event.request_id: event for event in await self._spool.read_closes(on_disk)}
-            if on_disk
-            else {}
-        )
-        request_ids: list[str] = []
-        records: list[pb.UsageRecord] = []
-        size = 0
-        for request_id, event in head.items():
-            if event is None and request_id not in read:
-                del self._waiting[request_id]
-                continue
-            record = record_from(event or read[request_id])
-            size += record.ByteSize()
-            if records and size > MAX_BATCH_BYTES:
-                break
-            del self._waiting[request_id]
-            self._in_memory -= event is not None
-            request_ids.append(request_id)
-            records.append(record)
-        return _Batch(tuple(request_ids), tuple(records)) if records else None
 
     def _offer_sightings(self) -> None:
         """See that what was noted so far is delivered, and come again in a while."""
@@ -316,7 +317,7 @@ class UsageReporter:
 
         None while a record is looked for that can never be stored: a batch is that record then.
         """
-        if not self._due_sightings or self._suspects:
+        if not self._due_sightings or self._backlog.suspects:
             return []
         taken = self._sightings.take(min(self._due_sightings, MAX_TAKEN))
         self._due_sightings = self._due_sightings - len(taken) if taken else 0
@@ -324,36 +325,35 @@ class UsageReporter:
 
     async def _hear(self, call: _Call) -> None:
         while isinstance(response := await call.read(), pb.ReportUsageResponse):
-            if not self._on_the_way or response.batch_id != self._on_the_way[0][0]:
+            if not self._backlog.acknowledge(response.batch_id):
                 _log.error("usage_acknowledgement_unexpected", batch_id=response.batch_id)
                 return
-            _, batch = self._on_the_way.popleft()
-            self._spool.acknowledge(batch.request_ids)
             self._progress_at = asyncio.get_running_loop().time()
             self._failures = 0
-            self._suspects = max(0, self._suspects - len(batch.request_ids))
             self._has_room.set()
             self._note_waiting()
 
     async def _watch(self, _call: _Call) -> None:
         """Return when batches are on the way and nothing was acknowledged for too long."""
         patience, clock = self._pace.acknowledgement, asyncio.get_running_loop().time
-        while not self._on_the_way or clock() < self._progress_at + patience:
-            is_busy = bool(self._on_the_way)
-            left = self._progress_at + patience - clock() if is_busy else patience
+        on_the_way = self._backlog.on_the_way
+        while not on_the_way or clock() < self._progress_at + patience:
+            left = self._progress_at + patience - clock() if on_the_way else patience
             await asyncio.sleep(max(left, 0.001))
 
     def _note_waiting(self) -> None:
-        has_sightings = self._due_sightings > 0 and not self._suspects
-        has_work = bool(self._waiting or self._again or has_sightings)
-        if has_work:
-            self._has_work.set()
-            self._is_idle.clear()
-        else:
-            self._has_work.clear()
-            if not self._on_the_way:
-                self._is_idle.set()
-        if len(self._waiting) >= MAX_BATCH_RECORDS:
-            self._has_batch.set()
-        else:
-            self._has_batch.clear()
+        backlog = self._backlog
+        has_sightings = self._due_sightings > 0 and not backlog.suspects
+        has_work = not self._is_paused and (backlog.has_batch or has_sightings)
+        is_drained = not backlog.on_the_way
+        _set_to(self._has_work, has_work)
+        _set_to(self._has_batch, backlog.has_full_batch)
+        _set_to(self._is_drained, is_drained)
+        _set_to(self._is_idle, is_drained and not has_work)
+
+
+def _set_to(event: asyncio.Event, is_set: bool) -> None:
+    if is_set:
+        event.set()
+    else:
+        event.clear()

@@ -3,6 +3,7 @@
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from tollkeeper.common.v1 import rates_pb2
 from tollkeeper.config.v1 import resources_pb2
 from tollkeeper.usage.v1 import usage_service_pb2 as pb
 
@@ -77,6 +78,7 @@ def record_from(event: UsageEvent) -> pb.UsageRecord:
         reserved_tokens=event.reserved_tokens,
         price_id=event.price_id,
         price_revision=event.price_revision,
+        rates=_rates(event),
         usage_day=event.usage_day,
         usage_month=event.usage_month,
         service_day=event.service_day,
@@ -85,11 +87,39 @@ def record_from(event: UsageEvent) -> pb.UsageRecord:
             for layer, generation in event.generations
         ],
         config_revision=event.config_revision,
+        address_subjects=event.address_subjects,
+        layers=[
+            pb.TriedLayer(
+                layer=each.layer,
+                capacity=each.capacity,
+                reserved=each.reserved,
+                remaining=each.remaining,
+                shadow=each.is_shadow,
+                soft=each.is_soft,
+            )
+            for each in event.layers
+        ],
+        is_degraded=event.is_degraded,
+        output_cap_tokens=event.output_cap_tokens,
         attempts=event.attempts,
         is_failover=event.attempts > 1,
         started_at=started_at,
         duration_ms=event.duration_ms,
         first_content_ms=event.first_content_ms,
+    )
+
+
+def _rates(event: UsageEvent) -> rates_pb2.Rates | None:
+    if event.rates is None:
+        return None
+    input_rate, output_rate, cache_read, cache_write_5m, cache_write_1h, request = event.rates
+    return rates_pb2.Rates(
+        input_nanousd_per_million=input_rate,
+        output_nanousd_per_million=output_rate,
+        cache_read_nanousd_per_million=cache_read,
+        cache_write_5m_nanousd_per_million=cache_write_5m,
+        cache_write_1h_nanousd_per_million=cache_write_1h,
+        request_nanousd=request,
     )
 
 

@@ -22,6 +22,7 @@ from tollkeeper.config.v1 import resources_pb2
 
 from dataplane.control.channels import channel_to
 from dataplane.control.compile import InvalidConfigurationError, Quarantined, compile_snapshot
+from dataplane.control.counter_tasks import CounterTasks, Handler
 from dataplane.control.current import CurrentSnapshot
 from dataplane.control.transfers import (
     EMPTY,
@@ -47,6 +48,8 @@ _REFUSED: Final = (
 _MAX_NAMED_QUARANTINED: Final = 1_000
 # Silent for three heartbeats: dead.
 _HEARTBEATS_TO_DEATH: Final = 3
+# Who maintains the counters and whether they can be asked is told this soon.
+_LOOK_SECONDS: Final = 0.25
 _DEFAULT_HEARTBEAT_SECONDS: Final = 5.0
 # Answers are tiny and the control plane reads them at once.
 _MAX_OUTGOING: Final = 1_000
@@ -76,6 +79,7 @@ class _Session:
 
     outgoing: asyncio.Queue[pb.StreamConfigRequest]
     heard_at: float
+    counter_tasks: CounterTasks
     heartbeat_seconds: float = _DEFAULT_HEARTBEAT_SECONDS
     incoming: IncomingTransfer | None = None
     refused: RefusedTransferError | None = None
@@ -98,6 +102,11 @@ class Watch:
         unreported_records: For heartbeats.
         on_applied: Called with what was applied, to be kept as last known good.
         are_limits_available: For heartbeats: whether counters can be asked.
+        maintains_counters: For heartbeats: whether this node holds their maintenance lease.
+        oldest_unreported_ms: For heartbeats: when the oldest request began, Unix milliseconds, that
+            is not known to be in the ledger; None when there is none.
+        on_counter_task: Does what the control plane asks of the counters, one task at a time; it is
+            cancelled with the stream. None: such tasks are met with silence.
     """
 
     def __init__(
@@ -109,6 +118,9 @@ class Watch:
         unreported_records: Callable[[], int],
         on_applied: Callable[[Contents], None],
         are_limits_available: Callable[[], bool] = lambda: True,
+        maintains_counters: Callable[[], bool] = lambda: False,
+        oldest_unreported_ms: Callable[[], int | None] = lambda: None,
+        on_counter_task: Handler | None = None,
     ) -> None:
         self._addresses = addresses
         self._node = node
@@ -117,6 +129,9 @@ class Watch:
         self._unreported_records = unreported_records
         self._on_applied = on_applied
         self._are_limits_available = are_limits_available
+        self._maintains_counters = maintains_counters
+        self._oldest_unreported_ms = oldest_unreported_ms
+        self._on_counter_task = on_counter_task
         self._contents = EMPTY
         self.is_connected = False
 
@@ -170,7 +185,8 @@ class Watch:
     async def _hold(self, address: str) -> None:
         async with channel_to(address) as channel:
             # Not waited for: an address that refuses fails at once, a silent one at the Welcome.
-            session = _Session(asyncio.Queue(_MAX_OUTGOING), time.monotonic())
+            counter_tasks = CounterTasks(self._on_counter_task)
+            session = _Session(asyncio.Queue(_MAX_OUTGOING), time.monotonic(), counter_tasks)
             session.say(pb.StreamConfigRequest(hello=self._hello()))
             stream = pb_grpc.ConfigServiceStub(channel).StreamConfig(
                 _drain(session.outgoing),
@@ -179,6 +195,7 @@ class Watch:
             tasks = [
                 asyncio.create_task(self._apply_newest(session), name="config-apply"),
                 asyncio.create_task(self._beat(session), name="config-heartbeat"),
+                asyncio.create_task(counter_tasks.run(session.say), name="config-counter-tasks"),
                 asyncio.create_task(self._listen(session, stream), name="config-read"),
             ]
             try:
@@ -223,6 +240,8 @@ class Watch:
                 self._take_end(session, message.transfer_end)
             case "revocation":
                 self._revoke(session, message.revocation)
+            case "counter_task":
+                session.counter_tasks.take(message.counter_task, session.say)
             case "heartbeat" | None:
                 # None: a message of a newer control plane, which means nothing here.
                 pass
@@ -326,18 +345,36 @@ class Watch:
         async with asyncio.timeout(_CONNECT_SECONDS):
             await session.is_welcome.wait()
         while True:
-            await asyncio.sleep(session.heartbeat_seconds)
+            await self._until_beat(session.heartbeat_seconds)
             silent_seconds = time.monotonic() - session.heard_at
             if silent_seconds > _HEARTBEATS_TO_DEATH * session.heartbeat_seconds:
                 raise TimeoutError("the control plane fell silent")
-            beat = pb.Heartbeat(
-                position=position_to_proto(self._contents.position),
-                not_ready=_SERVING if self._current.latest is not None else _NOT_READY,
-                unreported_records=self._unreported_records(),
-                limits_unavailable=not self._are_limits_available(),
-            )
+            beat = self._heartbeat()
             with contextlib.suppress(asyncio.QueueFull):
                 session.say(pb.StreamConfigRequest(heartbeat=beat))
+
+    async def _until_beat(self, seconds: float) -> None:
+        """Wait for the next heartbeat; what an administrator waits for is told at once."""
+        told = self._told()
+        ends_at = time.monotonic() + seconds
+        while (left := ends_at - time.monotonic()) > 0 and self._told() == told:  # noqa: ASYNC110 - flags of other tasks
+            await asyncio.sleep(min(left, _LOOK_SECONDS))
+
+    def _told(self) -> tuple[bool, bool]:
+        return self._maintains_counters(), self._are_limits_available()
+
+    def _heartbeat(self) -> pb.Heartbeat:
+        beat = pb.Heartbeat(
+            position=position_to_proto(self._contents.position),
+            not_ready=_SERVING if self._current.latest is not None else _NOT_READY,
+            unreported_records=self._unreported_records(),
+            limits_unavailable=not self._are_limits_available(),
+            maintains_counters=self._maintains_counters(),
+        )
+        oldest_ms = self._oldest_unreported_ms()
+        if oldest_ms is not None:
+            beat.oldest_unreported_at.FromMilliseconds(oldest_ms)
+        return beat
 
 
 async def _drain(

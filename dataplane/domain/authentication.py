@@ -42,8 +42,9 @@ def authenticate(snapshot: Snapshot, credentials: Credentials, now_ms: int) -> P
     if user.is_suspended:
         raise Refusal(Reason.USER_SUSPENDED, "This user is suspended.", details=_support(snapshot))
     if organization.is_paused or snapshot.service.is_paused:
+        who = "service" if snapshot.service.is_paused else "organization"
         raise Refusal(
-            Reason.ORGANIZATION_PAUSED, "This organization is paused.", details=_support(snapshot)
+            Reason.ORGANIZATION_PAUSED, f"This {who} is paused.", details=_support(snapshot)
         )
     return principal
 

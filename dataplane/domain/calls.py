@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import msgspec
 
@@ -39,7 +40,8 @@ class Call:
     `body` is what the caller sent; it goes upstream as it is but for the fields that the
     gateway sets. `given_fields` are the top-level names among those that it may set.
     `request_id` is made by the gateway. `output_cap_tokens` is the caller's own, for each of its `choices`. `input_upper_tokens` is a
-    true upper bound, `input_estimate_tokens` what a provider that says nothing probably read.
+    true upper bound (but for `server_tools`, which the provider runs by itself and bills by use),
+    `input_estimate_tokens` what a provider that says nothing probably read.
     `timeout_seconds` is until the head of the answer.
     """
 
@@ -60,6 +62,7 @@ class Call:
     client_ip: str = ""
     passed_headers: tuple[tuple[str, str], ...] = ()
     timeout_seconds: float = 600.0
+    server_tools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,20 @@ class Usage:
 
 
 NO_USAGE = Usage()
+
+
+class TriedLayer(NamedTuple):
+    """What one layer said when a request was admitted; amounts in its unit, money in nano-USD.
+
+    `remaining` is what was left right after; before it were `reserved` more.
+    """
+
+    layer: str
+    capacity: int
+    reserved: int
+    remaining: int
+    is_shadow: bool = False
+    is_soft: bool = False
 
 
 class UsageEvent(msgspec.Struct, frozen=True):
@@ -135,3 +152,9 @@ class UsageEvent(msgspec.Struct, frozen=True):
     first_content_ms: int
     generations: tuple[tuple[str, int], ...] = ()
     device_id: str = ""
+    address_subjects: tuple[str, ...] = ()
+    layers: tuple[TriedLayer, ...] = ()
+    is_degraded: bool = False
+    output_cap_tokens: int = 0
+    # As in `Price`: input, output, cache read, cache write 5 m and 1 h per million tokens, per request.
+    rates: tuple[int, int, int, int, int, int] | None = None

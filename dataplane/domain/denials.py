@@ -6,9 +6,11 @@ from dataplane.domain.instants import instant_text
 from dataplane.domain.limiting import (
     NEVER_MS,
     Denial,
+    Layer,
     LayerKind,
     Standing,
     SubjectKind,
+    Window,
 )
 from dataplane.domain.principals import Principal
 from dataplane.domain.refusals import Reason, Refusal
@@ -18,6 +20,13 @@ _NEVER_RETRY_SECONDS: Final = 86_400
 # A slot may come free at any moment.
 _PARALLEL_RETRY_SECONDS: Final = 1
 _FREE_TIER: Final = "free"
+# Whose budget nobody has for oneself: when it is used up, this service pauses.
+_SERVICE_BUDGETS: Final = {
+    SubjectKind.GLOBAL: "The service's budget",
+    SubjectKind.ENDPOINT: "The service's budget for this endpoint",
+    SubjectKind.MODEL: "The service's budget for this model",
+}
+_TIME_UNITS: Final = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"))
 
 
 def refusal_for(
@@ -44,28 +53,45 @@ def refusal_for(
             details=details,
             standings=denial.standings,
         )
-    retry_after_seconds = _retry_after_seconds(standing, jitter)
-    if layer.kind is LayerKind.PARALLEL:
-        reason, message = Reason.TOO_MANY_PARALLEL_REQUESTS, "Too many requests are in flight"
-    elif layer.kind is not LayerKind.SPEND:
-        reason, message = Reason.RATE_LIMIT_EXCEEDED, "The limit is reached"
-    elif layer.subject_kind is SubjectKind.GLOBAL:
-        reason, message = Reason.BUDGET_PAUSED, "The service's budget for today is used up"
-    else:
-        reason, message = Reason.INSUFFICIENT_QUOTA, "The budget is used up"
+    reason, message = _verdict(layer)
     return Refusal(
         reason,
         f"{message}: {layer.name}.",
         details=details,
-        retry_after_seconds=retry_after_seconds,
+        retry_after_seconds=_retry_after_seconds(standing, jitter),
+        is_final=standing.reset_ms == NEVER_MS,
         standings=denial.standings,
     )
+
+
+def window_text(layer: Layer) -> str:
+    """Return over which time a layer counts: `day`, or of a rate every how long: `1s`, `90s`, `2h`."""
+    if layer.window is not Window.RATE:
+        return layer.window.value
+    for unit_ms, letter in _TIME_UNITS:
+        if layer.every_ms % unit_ms == 0:
+            return f"{layer.every_ms // unit_ms}{letter}"
+    return f"{layer.every_ms}ms"
+
+
+def _verdict(layer: Layer) -> tuple[Reason, str]:
+    if layer.kind is LayerKind.PARALLEL:
+        return Reason.TOO_MANY_PARALLEL_REQUESTS, "Too many requests are in flight"
+    if layer.kind is not LayerKind.SPEND:
+        return Reason.RATE_LIMIT_EXCEEDED, "The limit is reached"
+    budget = _SERVICE_BUDGETS.get(layer.subject_kind)
+    if budget is None:
+        return Reason.INSUFFICIENT_QUOTA, "The budget is used up"
+    period = " for today" if layer.window is Window.DAY else ""
+    return Reason.BUDGET_PAUSED, f"{budget}{period} is used up"
 
 
 def _details(denial: Denial, now_ms: int) -> dict[str, object]:
     standing = denial.binding
     layer = standing.layer
-    details: dict[str, object] = {"layer": layer.name, "window": layer.window.value}
+    # How fast a rate is that others share is one of its figures.
+    window = window_text(layer) if layer.has_public_figures else layer.window.value
+    details: dict[str, object] = {"layer": layer.name, "window": window}
     if standing.reset_ms > 0:
         details["resets_at"] = instant_text(now_ms + standing.reset_ms)
     if not layer.has_public_figures:
@@ -74,8 +100,10 @@ def _details(denial: Denial, now_ms: int) -> dict[str, object]:
         details["budget"] = usd(layer.capacity)
         details["spent"] = usd(denial.settled_nanousd or 0)
         details["held"] = usd(denial.held_nanousd or 0)
-    else:
-        details["limit"] = layer.capacity
+        return details
+    details["limit"] = layer.capacity
+    if layer.kind is LayerKind.RATE:
+        details["burst"] = layer.most_at_once
     return details
 
 
@@ -87,9 +115,9 @@ def usd(nanousd: int) -> str:
 
 
 def _retry_after_seconds(standing: Standing, jitter: float) -> int:
-    if standing.layer.kind is LayerKind.PARALLEL:
-        return _PARALLEL_RETRY_SECONDS
     if standing.reset_ms == NEVER_MS:
         return _NEVER_RETRY_SECONDS
+    if standing.layer.kind is LayerKind.PARALLEL:
+        return _PARALLEL_RETRY_SECONDS
     seconds = -(-standing.reset_ms // 1000)
     return max(1, seconds + int(seconds * 0.03 * jitter))

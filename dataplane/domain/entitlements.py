@@ -1,65 +1,142 @@
-"""Which limits a caller has: its own, its user's, its organization's, its address' and the service's."""
+"""Which limits count a call: those of its caller, its address, its endpoint, its model and the service.
+
+What holds for one subject, unit and window at a time is the temporary limit while there is one, else
+the subject's own, else its tier's, else the service's default. An unlimited one makes no layer. The
+reset generation of a counter belongs to the subject, whoever set the limit that it counts for.
+"""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Final, NamedTuple
 
-from dataplane.domain.limiting import Layer, SubjectKind, Unit, Window
-from dataplane.domain.principals import LimitEntry, Principal, Service, Tier
+from dataplane.domain.limiting import Layer, LayerPlan, SubjectKind, Unit, Window, plan_of
+from dataplane.domain.principals import LimitEntry, Principal, Service, SubjectLimits, Tier
 
-# The service-wide subject belongs to no organization: its days are those of UTC.
-SERVICE_TIME_ZONE = "UTC"
-_NO_TIER = Tier("")
-Limits = Mapping[str, tuple[LimitEntry, ...]]
+# Service-wide subjects and addresses belong to no organization: their days are those of UTC.
+SERVICE_TIME_ZONE: Final = "UTC"
+_NO_TIER: Final = Tier("")
+_NO_LIMITS: Final = SubjectLimits()
 
 
-def layers_for(
-    service: Service,
-    limits: Limits,
-    tiers: Mapping[str, Tier],
-    principal: Principal,
-    address_prefix: str = "",
-) -> tuple[Layer, ...]:
-    """Return every layer that counts a call of `principal` from an address.
+class Circumstances(NamedTuple):
+    """What counts a call besides its caller; an empty word has no layers."""
 
-    `limits` maps a subject (`user:<id>`, `ip:<prefix>`, `global`) to what is configured for it. It
-    takes the place of a tier's layer of the same unit and window, which takes the place of the
-    service's default; an unlimited entry takes it away and makes no layer. A caller without a tier,
-    or with one that is not there, has the service's defaults. Without an address prefix there are no
-    layers of addresses.
+    address_prefix: str = ""
+    endpoint: str = ""
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entitlements:
+    """All limits of a configuration, whoever has them.
+
+    Attributes:
+        service: Has the defaults.
+        limits: What is configured for a subject, by kind and id: `user:<id>`, `ip:<prefix>`,
+            `endpoint:chat`, `model:gpt-4o`, `global`.
+        tiers: By name. A caller without a tier, or with one that is not there, has the service's
+            defaults.
     """
-    user, organization = principal.user, principal.user.organization
-    tier = tiers.get(principal.tier, _NO_TIER)
-    user_defaults = tier.user_limits if tier.name else service.default_user_limits
-    zone = organization.time_zone
-    own = f"{principal.kind}:{principal.principal_id}"
-    return (
-        *_layers(
+
+    service: Service
+    limits: Mapping[str, SubjectLimits]
+    tiers: Mapping[str, Tier]
+
+    def plan(self, principal: Principal, circumstances: Circumstances, now_ms: int) -> LayerPlan:
+        """Return every layer that counts a call at `now_ms`, in Unix milliseconds.
+
+        Raises:
+            ValueError: There are more than 24; `most_layers` tells beforehand.
+        """
+        subjects = [
+            *self._subjects_of(principal),
+            *self._subjects_around(principal, circumstances),
+        ]
+        ends = chain.from_iterable(each.ends_ms(now_ms) for each in subjects)
+        layers = chain.from_iterable(each.layers(now_ms) for each in subjects)
+        organization_id = principal.user.organization.organization_id
+        return plan_of(layers, min(ends, default=None), organization_id)
+
+    def most_layers(self, principal: Principal) -> dict[SubjectKind, int]:
+        """Return how many layers a caller can ever have, by whom they count, circumstances apart."""
+        return {
+            each.kind: most_layers_of(each.configured, each.defaults)
+            for each in self._subjects_of(principal)
+        }
+
+    def _tier_of(self, principal: Principal) -> Tier:
+        return self.tiers.get(principal.tier, _NO_TIER)
+
+    def _configured(self, subject: str) -> SubjectLimits:
+        return self.limits.get(subject, _NO_LIMITS)
+
+    def _subjects_of(self, principal: Principal) -> Iterator["_Subject"]:
+        tier, service, user = self._tier_of(principal), self.service, principal.user
+        organization_id, zone = user.organization.organization_id, user.organization.time_zone
+        yield _Subject(
             SubjectKind.GLOBAL,
             "",
-            SERVICE_TIME_ZONE,
-            _merged(service.default_global_limits, limits.get("global", ())),
+            self._configured(SubjectKind.GLOBAL),
+            service.default_global_limits,
             is_public=False,
-        ),
-        *_layers(
+        )
+        yield _Subject(
             SubjectKind.ORGANIZATION,
-            organization.organization_id,
-            zone,
-            limits.get(f"organization:{organization.organization_id}", ()),
-        ),
-        *_layers(
+            organization_id,
+            self._configured(f"organization:{organization_id}"),
+            time_zone=zone,
+        )
+        yield _Subject(
             SubjectKind.USER,
             user.user_id,
-            zone,
-            _merged(user_defaults, limits.get(f"user:{user.user_id}", ())),
-        ),
-        *_layers(
+            self._configured(f"user:{user.user_id}"),
+            tier.user_limits if tier.name else service.default_user_limits,
+            time_zone=zone,
+        )
+        yield _Subject(
             principal.kind,
             principal.principal_id,
-            zone,
-            _merged(_credential_limits(tier, principal), limits.get(own, ())),
-        ),
-        *_address_layers(limits, tier, principal, address_prefix),
-    )
+            self._configured(f"{principal.kind}:{principal.principal_id}"),
+            (*tier.credential_limits, *(tier.device_limits if principal.is_device else ())),
+            time_zone=zone,
+        )
+
+    def _subjects_around(
+        self, principal: Principal, circumstances: Circumstances
+    ) -> Iterator["_Subject"]:
+        prefix, endpoint, model = circumstances
+        if prefix:
+            yield self._address(principal, prefix)
+        if endpoint:
+            configured = self._configured(f"endpoint:{endpoint}")
+            yield _Subject(SubjectKind.ENDPOINT, endpoint, configured, is_public=False)
+        if model:
+            configured = self._configured(f"model:{model}")
+            yield _Subject(SubjectKind.MODEL, model, configured, is_public=False)
+
+    def _address(self, principal: Principal, prefix: str) -> "_Subject":
+        """Return an address.
+
+        What is set for the address itself counts everybody there; what a tier sets counts the callers
+        of that tier, so that one tier's traffic behind a shared address does not use up another's.
+        """
+        tier = self._tier_of(principal)
+        digest = address_digest(prefix)
+        return _Subject(
+            SubjectKind.IP,
+            digest,
+            self._configured(f"ip:{prefix}"),
+            tier.ip_limits,
+            default_subject_id=f"{tier.name}-{digest}",
+            is_public=principal.is_device,
+        )
+
+
+def address_digest(prefix: str) -> str:
+    """Return the id under which an address is counted: counters and records name no addresses."""
+    return hashlib.blake2b(prefix.encode(), digest_size=8).hexdigest()
 
 
 def counts_addresses(tiers: Mapping[str, Tier], principal: Principal) -> bool:
@@ -68,59 +145,63 @@ def counts_addresses(tiers: Mapping[str, Tier], principal: Principal) -> bool:
     return tier is not None and bool(tier.ip_limits)
 
 
-def _credential_limits(tier: Tier, principal: Principal) -> tuple[LimitEntry, ...]:
-    if not principal.is_device:
-        return tier.credential_limits
-    return _merged(tier.credential_limits, tier.device_limits)
+def most_layers_of(configured: SubjectLimits, defaults: Iterable[LimitEntry] = ()) -> int:
+    """Return the most layers that a subject can have at any time: temporary ones come and go."""
+    steady = {entry.counted: entry for entry in (*defaults, *configured.own)}
+    passing = (each.entry for each in configured.temporary)
+    return len({each.counted for each in chain(steady.values(), passing) if not each.is_unlimited})
 
 
-def _address_layers(
-    limits: Limits, tier: Tier, principal: Principal, prefix: str
-) -> Iterable[Layer]:
-    """Return the layers of an address.
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """Somebody, or something, that a call is counted for.
 
-    What is set for the address itself counts everybody there; what a tier sets counts the callers of
-    that tier, so that one tier's traffic behind a shared address does not use up another's. An address
-    belongs to no organization: its days are those of UTC.
+    Of `defaults` the last one of a unit and window counts. `default_subject_id` names their counter
+    where it is not the subject's own.
     """
-    if not prefix:
-        return
-    own = limits.get(f"ip:{prefix}", ())
-    given = {(entry.unit, entry.window) for entry in own}
-    defaults = [each for each in tier.ip_limits if (each.unit, each.window) not in given]
-    digest = hashlib.blake2b(prefix.encode(), digest_size=8).hexdigest()
-    is_public = principal.is_device
-    yield from _layers(SubjectKind.IP, digest, SERVICE_TIME_ZONE, own, is_public=is_public)
-    yield from _layers(
-        SubjectKind.IP, f"{tier.name}-{digest}", SERVICE_TIME_ZONE, defaults, is_public=is_public
-    )
 
+    kind: SubjectKind
+    subject_id: str
+    configured: SubjectLimits
+    defaults: tuple[LimitEntry, ...] = ()
+    time_zone: str = SERVICE_TIME_ZONE
+    default_subject_id: str | None = None
+    is_public: bool = True
 
-def _merged(defaults: Iterable[LimitEntry], own: Iterable[LimitEntry]) -> tuple[LimitEntry, ...]:
-    entries = {(entry.unit, entry.window): entry for entry in defaults}
-    entries.update({(entry.unit, entry.window): entry for entry in own})
-    return tuple(entries.values())
+    def ends_ms(self, now_ms: int) -> Iterator[int]:
+        """Yield when a limit of `now_ms` ends: also of one that takes another away."""
+        return (each.until_ms for each in self.configured.temporary if now_ms < each.until_ms)
 
+    def layers(self, now_ms: int) -> Iterator[Layer]:
+        """Yield what counts a call at `now_ms`."""
+        configured = self.configured
+        default_id = self.default_subject_id or self.subject_id
+        own = [*configured.own]
+        own += (each.entry for each in configured.temporary if now_ms < each.until_ms)
+        generations = dict(configured.generations)
+        holding: dict[tuple[str, str], tuple[str, LimitEntry]] = {}
+        for subject_id, entries in ((default_id, self.defaults), (self.subject_id, own)):
+            for entry in entries:
+                counted = entry.counted
+                holding[counted] = subject_id, entry
+                # Not only of what holds now: a counter must not go back when that changes.
+                generations[counted] = max(generations.get(counted, 0), entry.reset_generation)
+        for counted, (subject_id, entry) in holding.items():
+            if not entry.is_unlimited:
+                yield self._layer(subject_id, entry, generations[counted])
 
-def _layers(
-    kind: SubjectKind,
-    subject_id: str,
-    time_zone: str,
-    entries: Iterable[LimitEntry],
-    *,
-    is_public: bool = True,
-) -> Iterable[Layer]:
-    for entry in entries:
-        if not entry.is_unlimited:
-            yield Layer(
-                subject_kind=kind,
-                subject_id=subject_id,
-                unit=Unit(entry.unit),
-                window=Window(entry.window),
-                capacity=entry.capacity,
-                time_zone=time_zone,
-                reset_generation=entry.reset_generation,
-                is_hard=entry.is_hard,
-                is_shadow=entry.is_shadow,
-                has_public_figures=is_public,
-            )
+    def _layer(self, subject_id: str, entry: LimitEntry, reset_generation: int) -> Layer:
+        return Layer(
+            subject_kind=self.kind,
+            subject_id=subject_id,
+            unit=Unit(entry.unit),
+            window=Window(entry.window),
+            capacity=entry.capacity,
+            time_zone=self.time_zone,
+            reset_generation=reset_generation,
+            is_hard=entry.is_hard,
+            is_shadow=entry.is_shadow,
+            has_public_figures=self.is_public,
+            every_ms=entry.every_ms,
+            burst=entry.burst,
+        )

@@ -2,9 +2,9 @@
 
 from typing import Final
 
-from dataplane.domain.calls import Call
-from dataplane.domain.limiting import Demand, LayerPlan, Standing, Unit
-from dataplane.domain.prices import TOKENS_PER_PRICE_UNIT, Price, upper_cost
+from dataplane.domain.calls import Call, Usage
+from dataplane.domain.limiting import Demand, Layer, Standing, Unit
+from dataplane.domain.prices import TOKENS_PER_PRICE_UNIT, Price, cost_of, upper_cost
 
 # A token covers at least one byte; roles and templates of a message cost a few tokens more.
 TOKENS_PER_MESSAGE: Final = 16
@@ -19,28 +19,57 @@ TOKENS_PER_DOCUMENT: Final = 200_000
 LEAST_OUTPUT_TOKENS: Final = 16
 
 
-def needs_output_cap(plan: LayerPlan) -> bool:
-    """Return whether a layer counts tokens or money, so that the output must have a bound."""
-    return any(layer.unit in (Unit.TOKENS, Unit.SPEND) for layer in plan.layers)
+def demand_of(
+    call: Call,
+    price: Price,
+    output_cap_tokens: int | None,
+    expected_output_tokens: int | None = None,
+) -> Demand:
+    """Return the most that `call` can take with so many output tokens for each choice.
 
-
-def demand_of(call: Call, price: Price, output_cap_tokens: int) -> Demand:
-    """Return the most that `call` can take with so many output tokens for each choice."""
-    output_tokens = output_cap_tokens * call.choices
+    Args:
+        call: The call.
+        price: What its model costs.
+        output_cap_tokens: For each choice; None: nothing bounds the output, and nothing that needs a
+            bound counts it.
+        expected_output_tokens: Of all choices, where a soft budget reserves what is expected.
+    """
+    output_tokens = (output_cap_tokens or 0) * call.choices
+    cost = upper_cost(call.input_upper_tokens, output_tokens, price)
+    expected = None
+    if expected_output_tokens is not None:
+        expected = expected_cost(call, price, expected_output_tokens)
+        if output_cap_tokens is not None:
+            expected = min(expected, cost)
     return Demand(
         tokens=call.input_upper_tokens + output_tokens,
-        cost_nanousd=upper_cost(call.input_upper_tokens, output_tokens, price),
+        cost_nanousd=cost,
+        expected_nanousd=expected,
     )
+
+
+def expected_cost(call: Call, price: Price, output_tokens: int) -> int:
+    """Return what `call` probably costs, in nano-USD, when it is answered with so many tokens."""
+    reads = call.input_estimate_tokens
+    usage = Usage(
+        input_total_tokens=reads, input_uncached_tokens=reads, output_tokens=output_tokens
+    )
+    return cost_of(usage, price)
 
 
 def affordable_output_tokens(call: Call, price: Price, standings: tuple[Standing, ...]) -> int:
     """Return how many output tokens for each choice every layer still has room for."""
     bounds = [
-        _room(call, price, standing)
-        for standing in standings
-        if standing.layer.unit in (Unit.TOKENS, Unit.SPEND) and not standing.layer.is_shadow
+        _room(call, price, standing) for standing in standings if _bounds_output(standing.layer)
     ]
     return max(0, min(bounds, default=0))
+
+
+def _bounds_output(layer: Layer) -> bool:
+    """Return whether a layer reserves an upper bound of the output: soft budgets do not."""
+    if layer.is_shadow:
+        return False
+    return layer.unit is Unit.TOKENS or (layer.unit is Unit.SPEND and layer.is_hard)
 
 
 def _room(call: Call, price: Price, standing: Standing) -> int:

@@ -16,6 +16,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 MAX_AMOUNT: Final = 2**53
 # More would make one script hold the server for too long (limits page, section 5).
 MAX_LAYERS: Final = 24
+# Of rates (limits page, section 2): longer than a day is a quota, and below 10 µs the rounding of the
+# interval to whole microseconds would be felt.
+MAX_EVERY_MS: Final = 86_400_000
+MAX_BURST: Final = 1_000_000_000
+LEAST_INTERVAL_US: Final = 10
 # `Standing.reset_ms` of a layer that never gives anything back by itself.
 NEVER_MS: Final = -1
 
@@ -43,8 +48,9 @@ class Unit(StrEnum):
 
 
 class Window(StrEnum):
-    """Over which time a layer counts; `NONE` is for requests in flight."""
+    """Over which time a layer counts; `NONE` is for requests in flight, `RATE` for so many every so often."""
 
+    RATE = "rate"
     MINUTE = "minute"
     DAY = "day"
     MONTH = "month"
@@ -55,6 +61,7 @@ class Window(StrEnum):
 class LayerKind(StrEnum):
     """The algorithm that counts a layer, in the order within one subject."""
 
+    RATE = "g"
     ROLLING = "w"
     PERIOD = "p"
     SPEND = "s"
@@ -63,6 +70,7 @@ class LayerKind(StrEnum):
 
 _CALENDAR_WINDOWS: Final = (Window.DAY, Window.MONTH, Window.TOTAL)
 _KINDS: Final[dict[tuple[Unit, Window], LayerKind]] = {
+    (Unit.REQUESTS, Window.RATE): LayerKind.RATE,
     (Unit.REQUESTS, Window.MINUTE): LayerKind.ROLLING,
     (Unit.TOKENS, Window.MINUTE): LayerKind.ROLLING,
     **{(Unit.REQUESTS, window): LayerKind.PERIOD for window in _CALENDAR_WINDOWS},
@@ -92,6 +100,8 @@ class Layer:
         is_shadow: Counted and shown, but never refusing.
         has_public_figures: Whether the caller may see how much is left; the figures of layers
             that count other tenants too would leak their traffic.
+        every_ms: Of a rate: the milliseconds in which `capacity` requests pass; else 0.
+        burst: Of a rate: how many may come at once after a pause; 0 reads as `capacity`.
         kind: The algorithm that counts it; follows from unit and window.
         name: Its public name, such as `user_requests_per_day` or `key_parallel`.
 
@@ -110,6 +120,8 @@ class Layer:
     is_hard: bool = True
     is_shadow: bool = False
     has_public_figures: bool = True
+    every_ms: int = 0
+    burst: int = 0
 
     kind: LayerKind = field(init=False, repr=False)
     name: str = field(init=False, repr=False)
@@ -122,6 +134,7 @@ class Layer:
             raise ValueError(f"capacity {self.capacity} is outside 0..2^53")
         if self.reset_generation < 0:
             raise ValueError("a reset generation is never negative")
+        self._check_rate()
         try:
             ZoneInfo(self.time_zone)
         except (ZoneInfoNotFoundError, ValueError):
@@ -130,9 +143,31 @@ class Layer:
         object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "name", self._public_name())
 
+    @property
+    def emission_interval_us(self) -> int:
+        """The microseconds after which a rate lets the next request through, rounded up."""
+        return -(-self.every_ms * 1000 // max(1, self.capacity))
+
+    @property
+    def most_at_once(self) -> int:
+        """How many requests a rate lets through at once after a pause."""
+        return self.burst or self.capacity
+
+    def _check_rate(self) -> None:
+        if self.window is not Window.RATE:
+            if self.every_ms or self.burst:
+                raise ValueError("only a rate has a time and a burst")
+            return
+        if not (0 < self.every_ms <= MAX_EVERY_MS and 0 <= self.burst <= MAX_BURST):
+            raise ValueError("a rate passes every 1 ms to 1 day, at most 1e9 at once")
+        if self.capacity and self.every_ms * 1000 < LEAST_INTERVAL_US * self.capacity:
+            raise ValueError(f"a rate passes at most one request in {LEAST_INTERVAL_US} µs")
+
     def _public_name(self) -> str:
         if self.window is Window.NONE:
             return f"{self.subject_kind}_{self.unit}"
+        if self.window is Window.RATE:
+            return f"{self.subject_kind}_{self.unit}_rate"
         joint = "_" if self.window is Window.TOTAL else "_per_"
         return f"{self.subject_kind}_{self.unit}{joint}{self.window}"
 
@@ -148,15 +183,41 @@ class LayerPlan:
     Attributes:
         layers: At most 24, sorted, no two with the same counter.
         closed_layer: The first layer whose capacity is 0, if one refuses everything.
+        valid_until_ms: Unix milliseconds at which a temporary limit among them expires; None: none is.
+        organization_id: Whose callers it counts. Where several servers count, it says which of them
+            counts the layers that organizations do not share.
+        counts_output: A layer that refuses reserves an upper bound of the output: it must have one.
+        has_hard_budget: A budget that refuses reserves the upper bound of the cost.
+        has_soft_budget: A budget reserves what the call will probably cost.
     """
 
     layers: tuple[Layer, ...]
     closed_layer: Layer | None
+    valid_until_ms: int | None = None
+    organization_id: str = ""
+
+    # Worked out once: every request asks for them.
+    counts_output: bool = field(init=False, repr=False)
+    has_hard_budget: bool = field(init=False, repr=False)
+    has_soft_budget: bool = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        budgets = [each for each in self.layers if each.unit is Unit.SPEND]
+        is_hard = any(each.is_hard and not each.is_shadow for each in budgets)
+        counts_tokens = any(each.unit is Unit.TOKENS and not each.is_shadow for each in self.layers)
+        object.__setattr__(self, "has_hard_budget", is_hard)
+        object.__setattr__(self, "has_soft_budget", any(not each.is_hard for each in budgets))
+        object.__setattr__(self, "counts_output", is_hard or counts_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
     """The most one request can take; it also takes one request and one parallel slot.
+
+    Attributes:
+        tokens: An upper bound, what token layers reserve.
+        cost_nanousd: An upper bound, what hard budgets reserve.
+        expected_nanousd: What it will probably cost, what soft budgets reserve; None: the upper bound.
 
     Raises:
         ValueError: An amount is negative or above 2^53.
@@ -164,10 +225,17 @@ class Demand:
 
     tokens: int
     cost_nanousd: int
+    expected_nanousd: int | None = None
 
     def __post_init__(self) -> None:
-        if not (0 <= self.tokens <= MAX_AMOUNT and 0 <= self.cost_nanousd <= MAX_AMOUNT):
+        amounts = (self.tokens, self.cost_nanousd, self.expected_nanousd or 0)
+        if not all(0 <= amount <= MAX_AMOUNT for amount in amounts):
             raise ValueError("a demand is between 0 and 2^53 in each unit")
+
+    @property
+    def soft_nanousd(self) -> int:
+        """What soft budgets reserve."""
+        return self.cost_nanousd if self.expected_nanousd is None else self.expected_nanousd
 
 
 class Standing(NamedTuple):
@@ -221,11 +289,13 @@ class LimitsUnavailable(Exception):  # noqa: N818 - a state of the service, not 
     """The counters could not be read in time, so nothing can be admitted."""
 
 
-def plan_of(layers: Iterable[Layer]) -> LayerPlan:
+def plan_of(
+    layers: Iterable[Layer], valid_until_ms: int | None = None, organization_id: str = ""
+) -> LayerPlan:
     """Return `layers` as a plan: sorted in the order in which they bind.
 
     Subjects go from the widest to the narrowest (global, organization, user, key,
-    device, IP, endpoint, model); within a subject rolling before period before
+    device, IP, endpoint, model); within a subject rates before rolling before period before
     spend before parallel.
 
     Raises:
@@ -238,7 +308,7 @@ def plan_of(layers: Iterable[Layer]) -> LayerPlan:
     if len(counters) != len(ordered):
         raise ValueError("two layers share one counter")
     closed = (each for each in ordered if each.capacity == 0 and not each.is_shadow)
-    return LayerPlan(layers=ordered, closed_layer=next(closed, None))
+    return LayerPlan(ordered, next(closed, None), valid_until_ms, organization_id)
 
 
 def _rank(layer: Layer) -> tuple[int, int, int, int, str]:

@@ -1,6 +1,7 @@
 """Who a request acts for, and what is decided for everybody."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from dataplane.domain.limiting import SubjectKind
@@ -8,7 +9,10 @@ from dataplane.domain.limiting import SubjectKind
 
 @dataclass(frozen=True, slots=True)
 class LimitEntry:
-    """One limit as configured; unit and window as in `domain.limiting`, capacity in the unit."""
+    """One limit as configured; unit and window as in `domain.limiting`, capacity in the unit.
+
+    `every_ms` and `burst` are those of a rate, as in `Layer`.
+    """
 
     unit: str
     window: str
@@ -17,6 +21,37 @@ class LimitEntry:
     is_hard: bool = True
     is_shadow: bool = False
     reset_generation: int = 0
+    every_ms: int = 0
+    burst: int = 0
+
+    @property
+    def counted(self) -> tuple[str, str]:
+        """What it counts, over which time: a subject has one limit of each."""
+        return self.unit, self.window
+
+
+@dataclass(frozen=True, slots=True)
+class TemporaryEntry:
+    """A limit that takes the place of another until `until_ms`, in Unix milliseconds."""
+
+    entry: LimitEntry
+    until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectLimits:
+    """All that is configured for one subject: of each kind at most one per unit and window.
+
+    Attributes:
+        own: Its limits; they take the place of a tier's, or of the service's defaults.
+        temporary: What takes the place of any of them until it expires.
+        generations: How often its counters were reset, by unit and window, whoever set the limit
+            that they count for.
+    """
+
+    own: tuple[LimitEntry, ...] = ()
+    temporary: tuple[TemporaryEntry, ...] = ()
+    generations: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +68,18 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Organization:
-    """An organization."""
+    """An organization.
+
+    `fails_open` says that its calls are admitted within emergency limits while counters cannot be
+    read, unless it has a hard budget.
+    """
 
     organization_id: str
     name: str
     time_zone: str = "UTC"
     is_paused: bool = False
     default_output_cap_tokens: int = 4096
+    fails_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)

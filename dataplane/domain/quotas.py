@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from dataplane.domain.denials import usd
+from dataplane.domain.denials import usd, window_text
 from dataplane.domain.instants import instant_text
 from dataplane.domain.limiting import Layer, LayerKind, SubjectKind, Window
 
@@ -37,12 +37,13 @@ class LayerBalance:
 
     Attributes:
         layer: The layer.
-        settled: Spent, or counted, in the layer's unit.
+        settled: Spent, or counted, in the layer's unit; of a rate how many of those that may come
+            at once are not back yet.
         held: Reserved by requests in flight; spend layers only, else 0.
         period_id: The period it is about; empty for rolling and parallel layers.
         resets_at_ms: Limiter time, in Unix milliseconds, at which all of it is back: the end of a
-            period, or when the last of a rolling window has left it. None where time gives nothing
-            back: requests in flight, totals, and a rolling window that has counted nothing.
+            period, or when the last of a rolling window or a rate has left it. None where time gives
+            nothing back: requests in flight, totals, and what has counted nothing.
     """
 
     layer: Layer
@@ -111,10 +112,12 @@ def quota_document(quota: Quota) -> dict[str, object]:
         "layer": layer.name,
         "scope": layer.subject_kind.value,
         "unit": _USD if is_money else layer.unit.value,
-        "window": layer.window.value,
+        "window": window_text(layer),
         "limit": amount(layer.capacity),
-        "used": amount(quota.used),
     }
+    if layer.kind is LayerKind.RATE:
+        document["burst"] = layer.most_at_once
+    document["used"] = amount(quota.used)
     if is_money:
         document["held"] = money(quota.held)
     document["remaining"] = amount(quota.remaining)
@@ -133,11 +136,12 @@ def money(nanousd: int) -> msgspec.Raw:
 
 def _quota_of(balance: LayerBalance) -> Quota:
     layer = balance.layer
+    most = layer.most_at_once if layer.kind is LayerKind.RATE else layer.capacity
     return Quota(
         layer=layer,
         used=balance.settled,
         held=balance.held,
-        remaining=max(0, layer.capacity - balance.settled - balance.held),
+        remaining=max(0, most - balance.settled - balance.held),
         resets_at_ms=balance.resets_at_ms,
     )
 

@@ -68,6 +68,7 @@ class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not an error o
         param: The request field that is to blame, if one is.
         details: Extras for `error.details`: layer, limit, resets_at …
         retry_after_seconds: When another try makes sense; None when waiting does not help.
+        is_final: Whether only a person can change that another try is refused, whatever the reason.
         standings: Where the caller's limits stand, when a limit refused.
     """
 
@@ -79,6 +80,7 @@ class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not an error o
         param: str | None = None,
         details: Mapping[str, object] = NO_DETAILS,
         retry_after_seconds: int | None = None,
+        is_final: bool = False,
         standings: tuple[Standing, ...] = (),
     ) -> None:
         super().__init__(reason.value)
@@ -87,4 +89,5 @@ class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not an error o
         self.param = param
         self.details = details
         self.retry_after_seconds = retry_after_seconds
+        self.is_final = is_final
         self.standings = standings

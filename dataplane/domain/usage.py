@@ -61,6 +61,15 @@ def anthropic_usage(reported: Mapping[str, object]) -> Usage:
     return _anthropic_pass(reported)
 
 
+def openai_document(usage: Usage) -> dict[str, int]:
+    """Return `usage` as an OpenAI-style `usage` object."""
+    return {
+        "prompt_tokens": usage.input_total_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+
+
 def merged(known: Mapping[str, object], newer: Mapping[str, object]) -> dict[str, object]:
     """Return `known` overwritten field by field by what `newer` has.
 

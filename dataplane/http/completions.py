@@ -22,6 +22,7 @@ from dataplane.pipeline import Answer, Pipeline
 _FIRST_ERROR: Final = 400
 # What a model's name may hold and a header too; the rest is percent-encoded.
 _VISIBLE: Final = "".join(map(chr, range(0x21, 0x7F)))
+_DEGRADED: Final = ("x-tollkeeper-limits", "degraded")
 _NO_BUFFERING: Final = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 
 
@@ -98,6 +99,8 @@ def _headers(pipeline: Pipeline, answer: Answer) -> tuple[tuple[str, str], ...]:
         ("x-tollkeeper-config-revision", str(it.snapshot.position.revision)),
         ("x-tollkeeper-latency-ms", str(bill.elapsed_ms)),
     ]
+    if it.is_degraded:
+        headers.append(_DEGRADED)
     if answer.status >= _FIRST_ERROR:
         headers.append(("x-tollkeeper-error", Reason.INVALID_REQUEST.value))
     if call.client_request_id:
@@ -107,7 +110,8 @@ def _headers(pipeline: Pipeline, answer: Answer) -> tuple[tuple[str, str], ...]:
     else:
         headers += _NO_BUFFERING
     now_ms = pipeline.clock_ms()
-    return (*headers, *limit_headers(it.reservation.standings, call.dialect, now_ms, it.plan))
+    plan = None if it.is_degraded else it.plan
+    return (*headers, *limit_headers(it.tried, call.dialect, now_ms, plan))
 
 
 def _check_content_type(headers: Mapping[str, str]) -> None:

@@ -51,7 +51,7 @@ STATUS: Final[dict[Reason, int]] = {
     Reason.USAGE_BACKLOG: 503,
     Reason.DRAINING: 503,
 }
-# Asking again changes nothing: SDKs that know the header do not.
+# Asking again soon changes nothing: SDKs that know the header do not.
 _POINTLESS: Final = frozenset(
     {
         Reason.INSUFFICIENT_QUOTA,
@@ -97,7 +97,7 @@ def refused(
     if STATUS[refusal.reason] in _WAITING:
         seconds = refusal.retry_after_seconds
         own.append(("retry-after", str(_DEFAULT_RETRY_SECONDS if seconds is None else seconds)))
-    if refusal.reason in _POINTLESS:
+    if refusal.is_final or refusal.reason in _POINTLESS:
         own.append(("x-should-retry", "false"))
     return HttpAnswer(status, (*own, *headers), body)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
@@ -9,12 +10,17 @@ from dataplane.domain.refusals import Refusal
 from dataplane.http.exchange import JSON_TYPE, HttpAnswer
 from dataplane.pipeline import Pipeline
 
+_ANSWERING: Final = "closed"
 _JSON = (("content-type", JSON_TYPE), ("cache-control", "no-store"))
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What the health paths tell. `limits_state` names the state of the breaker on Redis."""
+    """What the health paths tell.
+
+    `limits_state` says whether the counters can be asked: `closed` (they can), `open` (the breaker on
+    Redis is), or `cold` (they wait for being rebuilt).
+    """
 
     pipeline: Pipeline
     version: str
@@ -30,9 +36,10 @@ class Health:
         return _answer(200, {"status": "healthy", "version": self.version})
 
     def ready(self) -> HttpAnswer:
-        """Answer 200 when a configuration is applied, counters can be asked and it is not draining.
+        """Answer 200 when a configuration is applied, it can serve somebody and it is not draining.
 
-        Losing the control plane alone never makes a process not ready.
+        Losing the control plane alone never makes a process not ready. Losing the counters does, unless
+        an organization is served without them: all replicas lose them together.
         """
         limits_state = self.limits_state()
         body: dict[str, object] = {
@@ -41,13 +48,15 @@ class Health:
             "unreported_records": self.unreported_records(),
             "in_flight": self.pipeline.in_flight,
         }
-        is_ready = limits_state != "open" and not self.pipeline.is_draining
+        is_ready = limits_state == _ANSWERING and not self.pipeline.is_draining
         try:
             snapshot = self.pipeline.current.get()
         except Refusal as refusal:
             is_ready = False
             body["configuration"] = {"error": refusal.reason.value}
         else:
+            if snapshot.has_fail_open and not self.pipeline.is_draining:
+                is_ready = True
             body["configuration"] = {
                 "revision": snapshot.position.revision,
                 "age_ms": max(0, self.pipeline.clock_ms() - snapshot.applied_at_ms),

@@ -1,8 +1,8 @@
 """What is left, in headers: OpenAI's and Anthropic's own, and the IETF draft's.
 
-`RateLimit` and `RateLimit-Policy` follow draft-ietf-httpapi-ratelimit-headers. Layers that count
-other tenants too are left out: their figures would leak. A device's caller reads its own day and its
-address' besides.
+`RateLimit` and `RateLimit-Policy` follow draft-ietf-httpapi-ratelimit-headers; they name the layers of
+the caller's user, key or device. Layers that count other tenants too are left out: their figures would
+leak. A device's caller reads its own day and its address' besides.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,6 +15,11 @@ from dataplane.domain.instants import instant_text
 from dataplane.domain.limiting import Layer, LayerPlan, Standing, SubjectKind, Unit, Window
 
 _WINDOW_SECONDS: Final = {Window.MINUTE: 60, Window.DAY: 86_400, Window.MONTH: 2_592_000}
+_POLICY_WINDOWS: Final = frozenset({Window.RATE, *_WINDOW_SECONDS})
+# An address is public to devices only.
+_POLICY_SUBJECTS: Final = frozenset(
+    {SubjectKind.USER, SubjectKind.KEY, SubjectKind.DEVICE, SubjectKind.IP}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,9 @@ def _shown_of(layers: Sequence[Layer]) -> _Shown:
     counted = [
         (place, layer)
         for place, layer in public
-        if layer.unit in (Unit.REQUESTS, Unit.TOKENS) and layer.window in _WINDOW_SECONDS
+        if layer.unit in (Unit.REQUESTS, Unit.TOKENS)
+        and layer.window in _POLICY_WINDOWS
+        and layer.subject_kind in _POLICY_SUBJECTS
     ]
     return _Shown(
         requests=_tightest_of(public, Unit.REQUESTS),
@@ -112,10 +119,26 @@ def _day_of(layers: Iterable[tuple[int, Layer]], kind: SubjectKind) -> tuple[int
 
 
 def _tightest_of(layers: Iterable[tuple[int, Layer]], unit: Unit) -> tuple[int, ...]:
-    """Return the places among which the tightest is shown: those per minute, if there are some."""
-    of_unit = [(place, layer) for place, layer in layers if layer.unit is unit]
-    per_minute = [place for place, layer in of_unit if layer.window is Window.MINUTE]
-    return tuple(per_minute or [place for place, _ in of_unit])
+    """Return the places among which the tightest is shown.
+
+    Those that refuse come before those that only count, and those per minute before those of longer
+    times; a rate is shown where there is nothing else.
+    """
+    ranks: dict[tuple[bool, int], list[int]] = {}
+    for place, layer in layers:
+        if layer.unit is unit:
+            ranks.setdefault((layer.is_shadow, _rank(layer.window)), []).append(place)
+    return tuple(ranks[min(ranks)]) if ranks else ()
+
+
+def _rank(window: Window) -> int:
+    match window:
+        case Window.MINUTE:
+            return 0
+        case Window.RATE:
+            return 2
+        case _:
+            return 1
 
 
 def _remaining(standing: Standing) -> int:
@@ -155,7 +178,8 @@ def _instant(standing: Standing, now_ms: int) -> str:
 
 
 def _policy(layer: Layer) -> str:
-    return f'"{layer.name}";q={layer.capacity};w={_WINDOW_SECONDS[layer.window]}'
+    seconds = _WINDOW_SECONDS.get(layer.window) or -(-layer.every_ms // 1000)
+    return f'"{layer.name}";q={layer.capacity};w={seconds}'
 
 
 def _state(standing: Standing) -> str:

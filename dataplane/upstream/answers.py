@@ -1,10 +1,13 @@
 """What the pipeline asks of a provider's answer, whatever its dialect."""
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from dataplane.domain.calls import Call, Usage
 from dataplane.domain.refusals import Reason, Refusal
 from dataplane.domain.routing import Attempt
+
+# Stands in the event that ends an answer which the gateway cut, and says why.
+STOP_FIELD: Final = "x-tollkeeper-stop"
 
 
 class StreamReader(Protocol):
@@ -32,6 +35,15 @@ class StreamReader(Protocol):
 
     def usage(self) -> Usage:
         """Return what was used so far: as reported, completed by counting where it was not."""
+
+    def measured_output_tokens(self) -> int:
+        """Return how many output tokens were passed on so far, by counting."""
+
+    def cut_short(self) -> bytes:
+        """Return the events that end the answer here as if it had reached its output cap.
+
+        Nothing may be fed after it. `usage` says what was passed on.
+        """
 
 
 class Translator(Protocol):

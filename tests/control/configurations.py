@@ -78,13 +78,27 @@ def limit(
     return limits_pb2.Limit(unit=unit, window=window, capacity=capacity, **fields)  # type: ignore[arg-type] # newer enum values too
 
 
-def subject_limits(resource_id: str, limits: Iterable[limits_pb2.Limit]) -> pb.Resource:
+def temporary(of: limits_pb2.Limit, until_ms: int = 5_000) -> limits_pb2.TemporaryLimit:
+    """Return a limit that holds until then."""
+    message = limits_pb2.TemporaryLimit(limit=of)
+    message.until.FromMilliseconds(until_ms)
+    return message
+
+
+def subject_limits(
+    resource_id: str,
+    limits: Iterable[limits_pb2.Limit] = (),
+    temporary_limits: Iterable[limits_pb2.TemporaryLimit] = (),
+    resets: Iterable[limits_pb2.CounterReset] = (),
+) -> pb.Resource:
     """Return the limits of `kind:id`, or of `global`."""
     kind, _, subject_id = resource_id.partition(":")
     message = pb.SubjectLimits(
         subject_kind=limits_pb2.SubjectKind.Value(f"SUBJECT_KIND_{kind.upper()}"),
         subject_id=subject_id,
         limits=limits,
+        temporary_limits=temporary_limits,
+        resets=resets,
     )
     return resource(pb.RESOURCE_KIND_SUBJECT_LIMITS, resource_id, message)
 

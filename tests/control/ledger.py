@@ -1,6 +1,7 @@
 """A control plane's ledger, as far as whoever reports usage sees it."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -16,7 +17,41 @@ async def take(_request: pb.ReportUsageRequest, _context: Context) -> bool:
     return True
 
 
-class Ledger(pb_grpc.UsageServiceServicer):
+class UnaskedLedger(pb_grpc.UsageServiceServicer):
+    """Answers none of the questions."""
+
+    async def GetUserUsage(  # noqa: N802 - named by the contract
+        self, request: pb.GetUserUsageRequest, context: Any
+    ) -> pb.UserUsage:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "nobody asks")
+        return pb.UserUsage()
+
+    async def SumUsage(  # noqa: N802 - as above
+        self, request: pb.SumUsageRequest, context: Any
+    ) -> pb.SumUsageResponse:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "nobody asks")
+        return pb.SumUsageResponse()
+
+    async def ListSums(  # noqa: N802 - as above
+        self, request: pb.ListSumsRequest, context: Any
+    ) -> AsyncIterator[pb.ListSumsResponse]:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "nobody asks")
+        yield pb.ListSumsResponse()
+
+    async def FindRecords(  # noqa: N802 - as above
+        self, request: pb.FindRecordsRequest, context: Any
+    ) -> pb.FindRecordsResponse:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "nobody asks")
+        return pb.FindRecordsResponse()
+
+    async def ListReporters(  # noqa: N802 - as above
+        self, request: pb.ListReportersRequest, context: Any
+    ) -> pb.ListReportersResponse:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "nobody asks")
+        return pb.ListReportersResponse()
+
+
+class Ledger(UnaskedLedger):
     """A control plane whose answers a test chooses: acknowledge, stay silent, or end the stream."""
 
     def __init__(self) -> None:
@@ -39,13 +74,6 @@ class Ledger(pb_grpc.UsageServiceServicer):
             if await self.answer(request, context):
                 self.taken += [record.request_id for record in request.records]
                 yield pb.ReportUsageResponse(batch_id=request.batch_id)
-
-    async def GetUserUsage(  # noqa: N802 - named by the contract
-        self,
-        request: pb.GetUserUsageRequest,
-        context: grpc.aio.ServicerContext[pb.GetUserUsageRequest, pb.UserUsage],
-    ) -> pb.UserUsage:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "reporters do not ask")
 
     async def start(self) -> None:
         self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))

@@ -9,11 +9,13 @@ import grpc.aio
 from tollkeeper.usage.v1 import usage_service_pb2 as pb
 from tollkeeper.usage.v1 import usage_service_pb2_grpc as pb_grpc
 
+from tests.control.ledger import UnaskedLedger
+
 NODE_TOKEN = "node-token-that-is-long-enough-for-anybody"
 _Context = grpc.aio.ServicerContext[pb.GetUserUsageRequest, pb.UserUsage]
 
 
-class ScriptedLedger(pb_grpc.UsageServiceServicer):
+class ScriptedLedger(UnaskedLedger):
     """Answers `usage`; a closed `gate` holds answers back, a `refusal` ends calls with its code."""
 
     def __init__(self) -> None:

@@ -31,10 +31,17 @@ from tests.control.configurations import (
     secret,
     sha256_of,
     subject_limits,
+    temporary,
     tier,
 )
 
 _BROKEN = b"\xff\xff\xff"
+_RATE = limits_pb2.LIMIT_WINDOW_RATE
+_REQUESTS, _DAY = limits_pb2.LIMIT_UNIT_REQUESTS, limits_pb2.LIMIT_WINDOW_DAY
+
+
+def _reset(unit: int = _REQUESTS, window: int = _DAY, times: int = 1) -> limits_pb2.CounterReset:
+    return limits_pb2.CounterReset(unit=unit, window=window, reset_generation=times)  # type: ignore[arg-type] # newer enum values too
 
 
 async def _compiled(
@@ -157,6 +164,29 @@ async def test_a_structural_resource_that_cannot_be_read_refuses_everything(
         ),
         subject_limits("user:alice", [limit(capacity=1), limit(capacity=2)]),
         subject_limits("organization:acme", [limit(capacity=1), limit(capacity=2)]),
+        subject_limits("user:alice", [limit(window=_RATE)]),
+        subject_limits("user:alice", [limit(window=_RATE, every_ms=86_400_001)]),
+        subject_limits("user:alice", [limit(window=_RATE, every_ms=1, capacity=101)]),
+        subject_limits("user:alice", [limit(window=_RATE, every_ms=1_000, burst=-1)]),
+        subject_limits("user:alice", [limit(every_ms=1_000)]),
+        subject_limits("user:alice", [limit(burst=2)]),
+        subject_limits(
+            "user:alice", [limit(limits_pb2.LIMIT_UNIT_TOKENS, window=_RATE, every_ms=1_000)]
+        ),
+        subject_limits("endpoint:", [limit()]),
+        subject_limits("model:", [limit()]),
+        subject_limits("user:alice", (), [temporary(limit(capacity=-1))]),
+        subject_limits("user:alice", (), [temporary(limit()), temporary(limit(), 9_000)]),
+        subject_limits("user:alice", (), [limits_pb2.TemporaryLimit(limit=limit())]),
+        subject_limits("user:alice", (), [limits_pb2.TemporaryLimit(until=Timestamp(seconds=9))]),
+        subject_limits(
+            "user:alice",
+            (),
+            [limits_pb2.TemporaryLimit(limit=limit(), until=Timestamp(seconds=2**60))],
+        ),
+        subject_limits("user:alice", resets=[_reset(times=-1)]),
+        subject_limits("user:alice", resets=[_reset(), _reset(times=2)]),
+        subject_limits("user:alice", resets=[_reset(unit=limits_pb2.LIMIT_UNIT_UNSPECIFIED)]),
         resource(
             pb.RESOURCE_KIND_SERVICE, "service", pb.Service(default_user_limits=[limit(), limit()])
         ),
@@ -220,7 +250,7 @@ async def test_two_endpoints_of_one_dialect_refuse_everything() -> None:
     assert await _problems(_with(resource(pb.RESOURCE_KIND_PROVIDER, "p1", message)))
 
 
-async def test_more_layers_than_a_request_may_have_refuse_everything() -> None:
+async def test_a_caller_whom_more_layers_count_than_can_be_checked_is_set_aside() -> None:
     units = (limits_pb2.LIMIT_UNIT_REQUESTS, limits_pb2.LIMIT_UNIT_TOKENS)
     windows = (1, 2, 3, 4)
     many = [limit(unit, window) for unit in units for window in windows]
@@ -228,14 +258,21 @@ async def test_more_layers_than_a_request_may_have_refuse_everything() -> None:
     at_most = [subject_limits(subject, many) for subject in subjects[:3]]
 
     snapshot = (await _compiled(_with(*at_most))).snapshot
-    plan = snapshot.plan_for(snapshot.keys_by_sha256[sha256_of(0)].principal, "203.0.113.7")
+    plan = snapshot.plan_for(
+        snapshot.keys_by_sha256[sha256_of(0)].principal, "203.0.113.7", "", "", 0
+    )
     assert len(plan.layers) == MAX_LAYERS
     one_more = subject_limits(subjects[3], [limit()])
-    problems = await _problems(_with(*at_most, one_more))
-    assert any("24" in problem for problem in problems)
+    crowded = await _compiled(_with(*at_most, one_more))
+    assert sha256_of(0) not in crowded.snapshot.keys_by_sha256
+    assert any("24" in each.detail for each in crowded.quarantined)
     of_an_address = subject_limits("ip:203.0.113.7", [limit()])
-    problems = await _problems(_with(*at_most, of_an_address))
-    assert any("25" in problem for problem in problems)
+    assert any("25" in detail for detail in await _details(_with(*at_most, of_an_address)))
+    for_a_while = subject_limits("model:gpt-4o", (), [temporary(limit())])
+    assert (
+        "25 limits can apply to one call of it"
+        " (global 8, organization 8, user 8, model 1); at most 24 may"
+    ) in await _details(_with(*at_most, for_a_while))
 
 
 async def test_layers_of_tiers_count_towards_what_a_request_may_have() -> None:
@@ -246,13 +283,18 @@ async def test_layers_of_tiers_count_towards_what_a_request_may_have() -> None:
     alice = resource(pb.RESOURCE_KIND_USER, "alice", user)
     full = [*subjects, alice, tier(user_limits=many[:6], ip_limits=[limit()])]
 
-    problems = await _problems(_with(*full, tier(user_limits=many, ip_limits=[limit()])))
+    details = await _details(_with(*full, tier(user_limits=many, ip_limits=[limit()])))
 
-    assert any("25" in problem for problem in problems)
+    assert any("25" in detail for detail in details)
     assert (await _compiled(_with(*full, device(1)))).quarantined == ()
     crowded = tier(user_limits=many[:6], ip_limits=[limit()], device_limits=many[:2])
-    problems = await _problems(_with(*full, crowded, device(1)))
-    assert any(problem.startswith("device device1: 25") for problem in problems)
+    quarantined = (await _compiled(_with(*full, crowded, device(1)))).quarantined
+    assert [each.resource_id for each in quarantined if "25" in each.detail] == ["device1"]
+
+
+async def _details(resources: Iterable[pb.Resource]) -> list[str]:
+    """Return what is wrong with the leaves that are set aside."""
+    return [each.detail for each in (await _compiled(resources)).quarantined]
 
 
 async def test_devices_are_found_by_their_tokens_with_whose_they_are() -> None:
@@ -304,15 +346,79 @@ async def test_a_caller_has_a_plan_for_each_address_where_addresses_count() -> N
     snapshot = (await _compiled(_with(own))).snapshot
     caller = snapshot.keys_by_sha256[sha256_of(0)].principal
 
-    here = snapshot.plan_for(caller, "2001:db8:0:1::7")
-    elsewhere = snapshot.plan_for(caller, "2001:db8:0:2::7")
+    here = snapshot.plan_for(caller, "2001:db8:0:1::7", "", "", 0)
+    elsewhere = snapshot.plan_for(caller, "2001:db8:0:2::7", "", "", 0)
 
     assert [layer.name for layer in here.layers] == ["ip_requests_per_day"]
     assert elsewhere.layers == ()
-    assert snapshot.plan_for(caller, "2001:db8:0:1::8") is here
+    assert snapshot.plan_for(caller, "2001:db8:0:1::8", "", "", 0) is here
     plain = (await _compiled(_with())).snapshot
     caller = plain.keys_by_sha256[sha256_of(0)].principal
-    assert plain.plan_for(caller, "203.0.113.7") is plain.plan_for(caller, "203.0.113.8")
+    assert plain.plan_for(caller, "203.0.113.7", "", "", 0) is plain.plan_for(
+        caller, "203.0.113.8", "", "", 0
+    )
+
+
+async def test_rates_endpoints_models_and_what_is_temporary_reach_the_plan_of_a_call() -> None:
+    rate = limit(window=_RATE, capacity=10, every_ms=1_000, burst=20)
+    any_rate = limit(window=_RATE, capacity=0, unlimited=True)
+    day = limit(capacity=3)
+    compiled = await _compiled(
+        _with(
+            subject_limits("user:alice", [day], [temporary(limit(capacity=9))], [_reset(times=4)]),
+            subject_limits("key:key000000000", [rate]),
+            subject_limits("organization:acme", [any_rate]),
+            subject_limits("endpoint:chat", [day]),
+            subject_limits("model:ft:gpt-4o:acme", [day]),
+        )
+    )
+
+    assert compiled.quarantined == ()
+    snapshot = compiled.snapshot
+    caller = snapshot.keys_by_sha256[sha256_of(0)].principal
+    plan = snapshot.plan_for(caller, "203.0.113.7", "chat", "ft:gpt-4o:acme", 1_000)
+    layers = {layer.name: layer for layer in plan.layers}
+    assert {name: layer.capacity for name, layer in layers.items()} == {
+        "user_requests_per_day": 9,
+        "key_requests_rate": 10,
+        "endpoint_requests_per_day": 3,
+        "model_requests_per_day": 3,
+    }
+    assert (layers["key_requests_rate"].every_ms, layers["key_requests_rate"].burst) == (1_000, 20)
+    assert layers["model_requests_per_day"].subject_id == "ft:gpt-4o:acme"
+    assert layers["user_requests_per_day"].reset_generation == 4
+    assert plan.valid_until_ms == 5_000
+    after = snapshot.plan_for(caller, "203.0.113.7", "messages", "gpt-4o", 5_000)
+    assert [each.reset_generation for each in after.layers] == [4, 0]
+    assert [each.capacity for each in after.layers] == [3, 10]
+    assert [each.name for each in after.layers] == ["user_requests_per_day", "key_requests_rate"]
+
+
+async def test_a_temporary_limit_that_is_over_does_not_come_back_when_the_clock_does() -> None:
+    over = [temporary(limit(capacity=1), 1_000)]
+    snapshot = (await _compiled(_with(subject_limits("user:alice", (), over)))).snapshot
+    caller = snapshot.keys_by_sha256[sha256_of(0)].principal
+
+    assert snapshot.plan_for(caller, "", "", "", 0).layers == ()
+
+
+async def test_what_an_organization_wants_while_counters_are_away_is_known() -> None:
+    def fails_open(compiled: Compiled) -> bool:
+        caller = compiled.snapshot.keys_by_sha256[sha256_of(0)].principal
+        return caller.user.organization.fails_open
+
+    policies = (
+        pb.LIMITS_UNAVAILABLE_POLICY_UNSPECIFIED,
+        pb.LIMITS_UNAVAILABLE_POLICY_CLOSED,
+        pb.LIMITS_UNAVAILABLE_POLICY_OPEN,
+        99,
+    )
+    found = [
+        fails_open(await _compiled(_with(_organization(on_limits_unavailable=policy))))
+        for policy in policies
+    ]
+
+    assert found == [False, False, True, False]
 
 
 async def test_at_most_twenty_problems_are_told() -> None:
@@ -475,15 +581,20 @@ async def test_what_a_newer_control_plane_says_matches_nothing() -> None:
             pb.Resource(kind=98, id="phone", payload=_BROKEN),  # type: ignore[arg-type]
             newer_limits,
             resource(pb.RESOURCE_KIND_PROVIDER, "p1", newer_provider),
-            subject_limits("user:alice", [limit(unit=99), limit(window=99), limit(capacity=3)]),
+            subject_limits(
+                "user:alice",
+                [limit(unit=99), limit(window=99), limit(capacity=3)],
+                [temporary(limit(unit=99)), temporary(limit(window=99, capacity=-1))],
+                [_reset(unit=99), _reset(window=99, times=-1)],
+            ),
         )
     )
     snapshot = compiled.snapshot
     assert compiled.quarantined == ()
-    assert [entry.capacity for entry in snapshot.limits["user:alice"]] == [3]
+    assert [entry.capacity for entry in snapshot.limits["user:alice"].own] == [3]
     assert snapshot.routers["r1"].rules[0].provider.endpoints == {Dialect.ANTHROPIC: "https://host"}
     caller = snapshot.keys_by_sha256[sha256_of(0)].principal
-    assert len(snapshot.plan_for(caller, "").layers) == 1
+    assert len(snapshot.plan_for(caller, "", "", "", 0).layers) == 1
 
 
 @pytest.fixture

@@ -314,10 +314,10 @@ async def test_what_is_seen_during_a_delivery_waits_for_the_next(
     note(sightings, 2_900)
     reporter = reporter_on(tmp_path, ledger.address, sightings, every_seconds=60)
     reporter.start()
-    await until(lambda: len(reporter._on_the_way) == 4)
+    await until(lambda: len(reporter._backlog.on_the_way) == 4)
     note(sightings, 50, start=2_900)
     go_on.set()
-    await until(lambda: len(seen(ledger)) >= 2_900 and not reporter._on_the_way)
+    await until(lambda: len(seen(ledger)) >= 2_900 and not reporter._backlog.on_the_way)
     assert len(seen(ledger)) == 2_900
     assert len(sightings) == 50
     await reporter.aclose(1)

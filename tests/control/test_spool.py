@@ -11,12 +11,14 @@ import tempfile
 from itertools import accumulate
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from dataplane.control import spool as spool_module
+from dataplane.control import spool_records
 from dataplane.control.spool import Spool, SpoolInUseError
 from dataplane.control.spool_records import Kind, encode_event
 from dataplane.control.spool_recovery import Recovered
@@ -375,3 +377,42 @@ def test_of_changed_acknowledgements_some_records_are_sent_again_and_none_is_los
         assert list(recovered.closes) == ids[4 - len(recovered.closes) :]
         assert len(recovered.closes) >= 1
         _leave(spool)
+
+
+_LATER_FIELDS = {"address_subjects", "layers", "is_degraded", "output_cap_tokens", "rates"}
+
+
+@pytest.mark.parametrize("kind", [Kind.OPEN, Kind.CLOSE])
+async def test_an_event_of_the_version_before_is_read(tmp_path: Path, kind: Kind) -> None:
+    event = usage_event()
+    fields = msgspec.structs.asdict(event)
+    payload = msgspec.msgpack.encode(
+        {name: value for name, value in fields.items() if name not in _LATER_FIELDS}
+    )
+    (tmp_path / "000000000001.spool").write_bytes(spool_records._framed(kind, payload))
+
+    spool, recovered = Spool.open(tmp_path)
+
+    found = [*recovered.opens, *await spool.read_closes(recovered.closes)]
+    assert found == [
+        msgspec.structs.replace(
+            event,
+            address_subjects=(),
+            layers=(),
+            is_degraded=False,
+            output_cap_tokens=0,
+            rates=None,
+        )
+    ]
+    assert found != [event]
+    await spool.aclose()
+
+
+async def test_an_event_says_the_same_after_the_disk(tmp_path: Path) -> None:
+    event = usage_event()
+    spool, _ = Spool.open(tmp_path)
+    spool.append_close(event)
+    spool.flush()
+
+    assert await spool.read_closes([event.request_id]) == [event]
+    await spool.aclose()

@@ -15,6 +15,7 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from dataplane.control.spool import Spool
+from dataplane.control.spool_records import Kind, encode_event
 from dataplane.domain.calls import UsageEvent, UsageState
 from tests.control.spool_deaths import JOURNAL, live
 from tests.control.usage_events import until, usage_event
@@ -72,7 +73,8 @@ async def test_a_few_long_requests_among_many_short_ones_never_fill_the_spool(
         largest = max(largest, spool.size_bytes)
         assert not spool.is_full
     # More than an eighth of a segment is live, or it is being filled, delivered or emptied.
-    assert largest <= 8 * len(long) * 700 + 4 * _SEGMENT_BYTES < _CAPACITY_BYTES
+    record_bytes = len(encode_event(Kind.OPEN, long[0]))
+    assert largest <= 8 * len(long) * record_bytes + 4 * _SEGMENT_BYTES < _CAPACITY_BYTES
     await spool.aclose()
 
     spool, recovered = Spool.open(tmp_path)

@@ -12,6 +12,7 @@ import grpc.aio
 import msgspec
 import pytest
 from structlog.testing import capture_logs
+from tollkeeper.common.v1 import rates_pb2
 from tollkeeper.config.v1 import resources_pb2
 from tollkeeper.usage.v1 import usage_service_pb2 as pb
 
@@ -22,10 +23,8 @@ from dataplane.control.usage import Pace, UsageReporter
 from dataplane.control.usage_records import DIALECTS, SOURCES, STATES, record_from
 from dataplane.domain.calls import Dialect, UsageSource, UsageState
 from tests.control.ledger import Context, Ledger, take
+from tests.control.reporters import NODE_TOKEN, close, reporter_on
 from tests.control.usage_events import until, usage_event
-
-_TOKEN = "node-token-that-is-long-enough-for-anybody"
-_PACE = Pace(gathering=0.01, back_off=0.02)
 
 
 @pytest.fixture
@@ -36,31 +35,14 @@ async def ledger() -> AsyncIterator[Ledger]:
     await ledger.die()
 
 
-def _reporter(
-    directory: Path, *addresses: str, pace: Pace = _PACE, max_events_in_memory: int = 10_000
-) -> UsageReporter:
-    spool, recovered = Spool.open(directory)
-    return UsageReporter(
-        spool, recovered, addresses, _TOKEN, "this-node", pace, max_events_in_memory
-    )
-
-
-def _close(reporter: Reporter, count: int) -> list[str]:
-    events = [usage_event() for _ in range(count)]
-    for event in events:
-        reporter.record_close(event)
-    reporter.flush()
-    return [event.request_id for event in events]
-
-
 async def test_every_request_is_delivered_in_order_and_leaves_the_disk(
     tmp_path: Path, ledger: Ledger
 ) -> None:
-    reporter = _reporter(tmp_path, ledger.address)
+    reporter = reporter_on(tmp_path, ledger.address)
     reporter.start()
     opened = usage_event(UsageState.ABANDONED)
     reporter.record_open(opened)
-    ids = _close(reporter, 1_234)
+    ids = close(reporter, 1_234)
     reporter.record_close(usage_event(request=opened.request_id))
     reporter.flush()
     assert reporter.unreported_records == 1_235
@@ -69,16 +51,16 @@ async def test_every_request_is_delivered_in_order_and_leaves_the_disk(
     assert max(len(batch.records) for batch in ledger.batches) == 500
     assert [batch.batch_id for batch in ledger.batches] == [1, 2, 3]
     assert {batch.node_id for batch in ledger.batches} == {"this-node"}
-    assert ledger.tokens == {f"Bearer {_TOKEN}"}
+    assert ledger.tokens == {f"Bearer {NODE_TOKEN}"}
     await reporter.aclose(1)
     assert os.listdir(tmp_path) == ["lock"]
 
 
 async def test_requests_that_end_together_share_a_batch(tmp_path: Path, ledger: Ledger) -> None:
-    reporter = _reporter(tmp_path, ledger.address, pace=Pace(gathering=0.2))
+    reporter = reporter_on(tmp_path, ledger.address, pace=Pace(gathering=0.2))
     reporter.start()
     for _ in range(5):
-        _close(reporter, 1)
+        close(reporter, 1)
         await asyncio.sleep(0)
     await until(lambda: reporter.unreported_records == 0)
     assert [len(batch.records) for batch in ledger.batches] == [5]
@@ -92,9 +74,9 @@ async def test_what_was_not_acknowledged_is_sent_again_after_the_server_died(
         return request.batch_id == 1
 
     ledger.answer = first_only
-    reporter = _reporter(tmp_path, ledger.address)
+    reporter = reporter_on(tmp_path, ledger.address)
     reporter.start()
-    ids = _close(reporter, 1_300)
+    ids = close(reporter, 1_300)
     await until(lambda: len(ledger.batches) == 3 and reporter.unreported_records == 800)
     await ledger.die()
     ledger.answer = take
@@ -112,12 +94,12 @@ async def test_at_most_four_batches_are_on_the_way(tmp_path: Path, ledger: Ledge
         return await go_on.wait()
 
     ledger.answer = later
-    reporter = _reporter(tmp_path, ledger.address)
+    reporter = reporter_on(tmp_path, ledger.address)
     reporter.start()
-    ids = _close(reporter, 3_000)
-    await until(lambda: len(reporter._on_the_way) == 4)
+    ids = close(reporter, 3_000)
+    await until(lambda: len(reporter._backlog.on_the_way) == 4)
     await until(lambda: len(ledger.batches) == 1)
-    assert len(reporter._waiting) == 1_000
+    assert len(reporter._backlog.waiting) == 1_000
     go_on.set()
     await until(lambda: reporter.unreported_records == 0)
     assert ledger.taken == ids
@@ -134,9 +116,9 @@ async def test_a_control_plane_that_says_nothing_is_left_for_the_next(
     await other.start()
     ledger.answer = silent
     pace = Pace(gathering=0.01, acknowledgement=0.2, back_off=0.02)
-    reporter = _reporter(tmp_path, ledger.address, other.address, pace=pace)
+    reporter = reporter_on(tmp_path, ledger.address, other.address, pace=pace)
     reporter.start()
-    ids = _close(reporter, 3)
+    ids = close(reporter, 3)
     await until(lambda: reporter.unreported_records == 0)
     assert other.taken == ids
     assert len(ledger.batches) == 1
@@ -156,10 +138,10 @@ async def test_an_acknowledgement_out_of_order_counts_for_nothing(
         return True
 
     ledger.answer = ahead
-    reporter = _reporter(tmp_path, ledger.address)
+    reporter = reporter_on(tmp_path, ledger.address)
     reporter.start()
     with capture_logs() as logs:
-        ids = _close(reporter, 2)
+        ids = close(reporter, 2)
         await until(lambda: reporter.unreported_records == 0)
     assert ledger.taken == ids * 2
     assert "usage_acknowledgement_unexpected" in [entry["event"] for entry in logs]
@@ -170,16 +152,16 @@ async def test_usage_of_an_outage_is_delivered_after_it_from_memory_and_disk(
     tmp_path: Path, ledger: Ledger
 ) -> None:
     await ledger.die()
-    reporter = _reporter(tmp_path, ledger.address, max_events_in_memory=600)
+    reporter = reporter_on(tmp_path, ledger.address, max_events_in_memory=600)
     reporter.start()
-    ids = _close(reporter, 1_700)
-    assert sum(event is not None for event in reporter._waiting.values()) == 600
+    ids = close(reporter, 1_700)
+    assert sum(event is not None for event in reporter._backlog.waiting.values()) == 600
     await until(lambda: reporter._failures >= 3)
     await ledger.start()
-    ids += _close(reporter, 1)
+    ids += close(reporter, 1)
     await until(lambda: reporter.unreported_records == 0)
     assert ledger.taken == ids
-    assert reporter._in_memory == 0
+    assert reporter._backlog.in_memory == 0
     await reporter.aclose(1)
 
 
@@ -189,7 +171,7 @@ async def test_what_an_earlier_process_left_is_delivered(tmp_path: Path, ledger:
     spool.append_open(died)
     spool.append_close(finished)
     await spool.aclose()
-    reporter = _reporter(tmp_path, ledger.address)
+    reporter = reporter_on(tmp_path, ledger.address)
     assert reporter.unreported_records == 2
     reporter.start()
     await until(lambda: reporter.unreported_records == 0)
@@ -209,7 +191,7 @@ async def test_an_abandoned_request_stays_abandoned_when_nobody_could_be_told(
     died = usage_event(UsageState.ABANDONED)
     spool.append_open(died)
     await spool.aclose()
-    reporter = _reporter(tmp_path, "127.0.0.1:1")
+    reporter = reporter_on(tmp_path, "127.0.0.1:1")
     await reporter.aclose(0)
     spool, recovered = Spool.open(tmp_path)
     assert recovered == Recovered((), (died.request_id,))
@@ -219,15 +201,15 @@ async def test_an_abandoned_request_stays_abandoned_when_nobody_could_be_told(
 async def test_closing_delivers_what_it_can_and_leaves_the_rest(
     tmp_path: Path, ledger: Ledger
 ) -> None:
-    reporter = _reporter(tmp_path, ledger.address, pace=Pace(gathering=0.05))
+    reporter = reporter_on(tmp_path, ledger.address, pace=Pace(gathering=0.05))
     reporter.start()
-    ids = _close(reporter, 10)
+    ids = close(reporter, 10)
     await reporter.aclose(5)
     assert ledger.taken == ids
     await ledger.die()
-    reporter = _reporter(tmp_path, ledger.address)
+    reporter = reporter_on(tmp_path, ledger.address)
     reporter.start()
-    rest = _close(reporter, 10)
+    rest = close(reporter, 10)
     await reporter.aclose(0.05)
     spool, recovered = Spool.open(tmp_path)
     assert list(recovered.closes) == rest
@@ -245,12 +227,12 @@ async def test_a_record_that_the_ledger_never_takes_is_put_aside_and_the_others_
         return True
 
     ledger.answer = picky
-    reporter = _reporter(tmp_path, ledger.address)
-    ids = _close(reporter, 40)
+    reporter = reporter_on(tmp_path, ledger.address)
+    ids = close(reporter, 40)
     bad |= {ids[3], ids[20]}
     reporter.start()
     await until(lambda: reporter.unreported_records == 0)
-    ids += _close(reporter, 2)
+    ids += close(reporter, 2)
     await until(lambda: reporter.unreported_records == 0)
     assert ledger.taken == [request_id for request_id in ids if request_id not in bad]
     assert len(ledger.batches[-1].records) == 2
@@ -262,7 +244,7 @@ async def test_a_record_that_the_ledger_never_takes_is_put_aside_and_the_others_
 async def test_endless_texts_are_cut_and_a_batch_stays_small(
     tmp_path: Path, ledger: Ledger
 ) -> None:
-    reporter = _reporter(tmp_path, ledger.address)
+    reporter = reporter_on(tmp_path, ledger.address)
     text = "\N{SNOWMAN}" * 2_000
     for _ in range(500):
         long = msgspec.structs.replace(
@@ -288,15 +270,15 @@ async def test_endless_texts_are_cut_and_a_batch_stays_small(
 async def test_a_token_does_not_leave_this_machine_in_clear(tmp_path: Path, address: str) -> None:
     spool, recovered = Spool.open(tmp_path)
     with pytest.raises(ValueError, match="only loopback"):
-        UsageReporter(spool, recovered, ["127.0.0.1:1", address], _TOKEN, "node")
+        UsageReporter(spool, recovered, ["127.0.0.1:1", address], NODE_TOKEN, "node")
     await spool.aclose()
 
 
 async def test_a_full_spool_makes_the_reporter_full(tmp_path: Path) -> None:
     spool, recovered = Spool.open(tmp_path, capacity_bytes=2_000)
-    reporter: Reporter = UsageReporter(spool, recovered, ["127.0.0.1:1"], _TOKEN, "node")
+    reporter: Reporter = UsageReporter(spool, recovered, ["127.0.0.1:1"], NODE_TOKEN, "node")
     assert not reporter.is_full
-    _close(reporter, 3)
+    close(reporter, 3)
     assert reporter.is_full
     await spool.aclose()
 
@@ -310,9 +292,9 @@ def test_a_record_says_all_that_an_event_says() -> None:
     values: dict[str, Any] = {name: getattr(event, name) for name in event.__struct_fields__}
     used = values.pop("usage")
     values |= {field.name: getattr(used, field.name) for field in dataclasses.fields(used)}
-    plain = (
-        fields - absent - {"state", "source", "dialect", "started_at", "generations", "is_failover"}
-    )
+    nested = {"generations", "address_subjects", "layers", "rates"}
+    others = {"state", "source", "dialect", "started_at", "is_failover", "is_degraded"}
+    plain = fields - absent - nested - others
     assert {name: getattr(record, name) for name in plain} == {name: values[name] for name in plain}
     texts_and_numbers = [values[name] for name in plain - {"stream"}]
     assert len(set(texts_and_numbers)) == len(texts_and_numbers)
@@ -323,6 +305,29 @@ def test_a_record_says_all_that_an_event_says() -> None:
     assert [(each.layer, each.reset_generation) for each in record.generations] == [
         ("user_requests_per_day", 3)
     ]
+    assert record.address_subjects == ["127.0.0.9", "127.0.0.0/24"]
+    assert list(record.layers) == [
+        pb.TriedLayer(
+            layer="user_requests_per_day", capacity=116, reserved=117, remaining=118, shadow=True
+        ),
+        pb.TriedLayer(
+            layer="organization_spend_per_month",
+            capacity=119,
+            reserved=120,
+            remaining=121,
+            soft=True,
+        ),
+    ]
+    assert record.rates == rates_pb2.Rates(
+        input_nanousd_per_million=123,
+        output_nanousd_per_million=124,
+        cache_read_nanousd_per_million=125,
+        cache_write_5m_nanousd_per_million=126,
+        cache_write_1h_nanousd_per_million=127,
+        request_nanousd=128,
+    )
+    assert not record_from(msgspec.structs.replace(event, rates=None)).HasField("rates")
+    assert record.is_degraded
     assert record.is_failover
     assert not record_from(msgspec.structs.replace(event, attempts=1)).is_failover
 

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from dataplane.admitting import Admitting
 from dataplane.bills import BillBook
 from dataplane.control.enrollment import Enrollment
 from dataplane.control.sightings import Sightings
@@ -26,6 +27,7 @@ from dataplane.domain.principals import (
     Organization,
     Principal,
     Service,
+    SubjectLimits,
     User,
 )
 from dataplane.domain.providers import Provider, Router, Rule
@@ -39,6 +41,7 @@ from dataplane.http.front import Front
 from dataplane.http.health import Health
 from dataplane.http.quart_app import quart_app
 from dataplane.http.usage import OwnNumbers
+from dataplane.limits.desk import open_counters
 from dataplane.limits.guards import Guards
 from dataplane.limits.limiter import Limiter
 from dataplane.mock.server import MockServer
@@ -88,7 +91,8 @@ class Configuration:
 
 
 def snapshot_of(mock_url: str, **limits: tuple[LimitEntry, ...]) -> Snapshot:
-    """Return a configuration with one key on the mock; `limits` by `user`, `key`, `organization`, `service`."""
+    """Return a configuration with one key on the mock; `limits` by whom they count: `user`, `key`,
+    `organization`, `service`, `endpoint` (chat) and `model` (mock-echo)."""
     organization = Organization("o1", "acme")
     user = User("u1", "acme/alice", organization, tier="free")
     caller = Principal(
@@ -107,6 +111,8 @@ def snapshot_of(mock_url: str, **limits: tuple[LimitEntry, ...]) -> Snapshot:
         "key": "key:abcdefghijkl",
         "organization": "organization:o1",
         "service": "global",
+        "endpoint": "endpoint:chat",
+        "model": "model:mock-echo",
     }
     return Snapshot(
         position=Position("epoch", 7, bytes(32)),
@@ -114,7 +120,9 @@ def snapshot_of(mock_url: str, **limits: tuple[LimitEntry, ...]) -> Snapshot:
         keys_by_sha256={hashlib.sha256(KEY.encode()).digest(): ApiKey("abcdefghijkl", caller)},
         routers={"r1": Router("r1", "default", (rule,))},
         prices=PriceBook([price]),
-        limits={names[name]: entries for name, entries in limits.items()},
+        limits={names[name]: SubjectLimits(entries) for name, entries in limits.items()},
+        limited_endpoints=frozenset({"chat"} if "endpoint" in limits else ()),
+        limited_models=frozenset({"mock-echo"} if "model" in limits else ()),
         applied_at_ms=int(time.time() * 1000),
     )
 
@@ -157,7 +165,8 @@ class DataPlane:
     def plan(self) -> LayerPlan:
         snapshot = self.configuration.get()
         key = next(iter(snapshot.keys_by_sha256.values()))
-        return snapshot.plan_for(key.principal, "127.0.0.1")
+        now_ms = self.pipeline.clock_ms()
+        return snapshot.plan_for(key.principal, "127.0.0.1", "chat", "mock-echo", now_ms)
 
     async def until(self, condition: Condition, deadline_seconds: float = 3.0) -> None:
         async with asyncio.timeout(deadline_seconds):
@@ -224,6 +233,7 @@ async def data_plane(
 ) -> AsyncIterator[DataPlane]:
     mock = await serve_mock("127.0.0.1", 0)
     hash_tag = f"{{{abs(hash(request.node.nodeid)):x}}}"
+    await open_counters(redis_server.url, hash_tag)
     limiter = await Limiter.connect(redis_server.url, hash_tag=hash_tag)
     records, configuration = Records(), Configuration(snapshot_of(mock.url))
 
@@ -232,7 +242,8 @@ async def data_plane(
 
     upstreams = Upstreams(AiohttpTransport(AllowedAddresses(LOOPBACK)))
     bills = BillBook(records, "node-1", clock_ms, status_of)
-    pipeline = Pipeline(configuration, limiter, upstreams, bills, clock_ms)
+    admitting = Admitting(limiter, bills, clock_ms)
+    pipeline = Pipeline(configuration, admitting, upstreams, bills, clock_ms)
     guards = Guards(redis_server.url, lambda: limiter.is_available, hash_tag=hash_tag)
     enrollment = Enrollment([control_plane_address], NODE_TOKEN, "node-1")
     user_usages = UserUsageClient([control_plane_address], NODE_TOKEN)

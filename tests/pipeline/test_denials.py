@@ -124,6 +124,107 @@ async def test_a_limit_of_nothing_refuses_everything(data_plane: DataPlane, subj
     assert data_plane.records.opens == []
 
 
+@pytest.mark.parametrize("dialect", ["openai", "anthropic"])
+async def test_a_rate_says_how_much_how_often_and_how_much_at_once(
+    data_plane: DataPlane, dialect: str
+) -> None:
+    data_plane.limited(key=(LimitEntry("requests", "rate", 1, every_ms=60_000, burst=2),))
+    ask = data_plane.chat if dialect == "openai" else data_plane.message
+    answers = [await ask(max_tokens=20) for _ in range(3)]
+
+    assert [each.status_code for each in answers] == [200, 200, 429]
+    error = check_refusal(answers[2], 429, "rate_limit_exceeded", dialect)
+    details = error["details"]
+    assert (details["layer"], details["window"]) == ("key_requests_rate", "1m")
+    assert (details["limit"], details["burst"]) == (1, 2)
+    # The next one passes when the first is a minute old.
+    assert 1 <= int(answers[2].headers["retry-after"]) <= 62
+    assert "x-should-retry" not in answers[2].headers
+
+
+async def test_a_retry_after_a_rate_is_at_least_a_second(data_plane: DataPlane) -> None:
+    data_plane.limited(user=(LimitEntry("requests", "rate", 4, every_ms=1_000, burst=1),))
+
+    answer = await data_plane.chat()
+    for _ in range(20):
+        # A machine that is held for 250 ms between two calls lets both through.
+        if answer.status_code == 200:
+            answer = await data_plane.chat()
+
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("subject", ["endpoint", "model"])
+@pytest.mark.parametrize("dialect", ["openai", "anthropic"])
+async def test_a_limit_of_an_endpoint_or_a_model_refuses_without_figures(
+    data_plane: DataPlane, subject: str, dialect: str
+) -> None:
+    data_plane.limited(**{subject: limit("requests", "day", 2)})
+    answers = [await data_plane.chat(max_tokens=20) for _ in range(2)]
+    assert [each.status_code for each in answers] == [200, 200]
+
+    if subject == "endpoint" or dialect == "openai":
+        refused = await data_plane.chat(max_tokens=20)
+        error = check_refusal(refused, 429, "rate_limit_exceeded", "openai")
+    else:
+        refused = await data_plane.message(max_tokens=20)
+        error = check_refusal(refused, 429, "rate_limit_exceeded", "anthropic")
+
+    details = {key: value for key, value in error["details"].items() if key != "upgrade_url"}
+    assert "T00:00:0" in details.pop("resets_at")
+    assert details == {"layer": f"{subject}_requests_per_day", "window": "day"}
+    assert not [name for name in refused.headers if "ratelimit" in name]
+    # The other endpoint, the other model.
+    passes = data_plane.message if subject == "endpoint" else data_plane.chat
+    assert (await passes(model="mock-tokens-3", max_tokens=20)).status_code == 200
+
+
+async def test_a_budget_of_a_model_is_the_services(data_plane: DataPlane) -> None:
+    data_plane.limited(model=limit("spend", "day", 1_000))
+
+    answer = await data_plane.chat(max_tokens=20)
+
+    # It is larger than the whole budget, which says so without saying how large that is.
+    error = check_refusal(answer, 400, "request_too_large_for_limit", "openai")
+    assert error["details"]["layer"] == "model_spend_per_day"
+    assert "limit" not in error["details"]
+    assert "budget" not in error["details"]
+    data_plane.limited(model=limit("spend", "day", 0))
+    check_refusal(await data_plane.chat(max_tokens=20), 503, "budget_paused", "openai")
+
+
+@pytest.mark.parametrize("unit", ["requests", "tokens"])
+async def test_what_only_counts_never_refuses(data_plane: DataPlane, unit: str) -> None:
+    data_plane.limited(
+        user=(LimitEntry(unit, "day", 1, is_shadow=True),),
+        key=(LimitEntry("spend", "month", 0, is_shadow=True),),
+    )
+
+    answers = [await data_plane.chat(max_tokens=20) for _ in range(3)]
+
+    assert [each.status_code for each in answers] == [200, 200, 200]
+    assert answers[2].headers[f"x-ratelimit-remaining-{unit}"] == "0"
+    assert await data_plane.counted(f"user_{unit}_per_day") >= 3
+
+
+@pytest.mark.parametrize(
+    ("window", "capacity", "is_final"), [("day", 1, False), ("total", 1, True), ("day", 0, True)]
+)
+async def test_clients_are_told_where_waiting_does_not_help(
+    data_plane: DataPlane, window: str, capacity: int, is_final: bool
+) -> None:
+    data_plane.limited(user=limit("requests", window, capacity))
+    for _ in range(capacity):
+        assert (await data_plane.chat(max_tokens=20)).status_code == 200
+
+    refused = await data_plane.chat(max_tokens=20)
+
+    check_refusal(refused, 429, "rate_limit_exceeded", "openai")
+    assert refused.headers.get("x-should-retry") == ("false" if is_final else None)
+    assert int(refused.headers["retry-after"]) >= 1
+
+
 @pytest.mark.parametrize(("tier", "is_told"), [("free", True), ("pro", False), ("", False)])
 async def test_only_the_free_tier_is_told_where_to_upgrade(
     data_plane: DataPlane, tier: str, is_told: bool

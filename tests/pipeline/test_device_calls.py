@@ -37,7 +37,7 @@ def admit_device(data_plane: DataPlane, tier: Tier = FREE, **changes: object) ->
             devices_by_sha256={digest: device},
             tiers={tier.name: tier},
             _plans={},
-            _address_plans={},
+            _call_plans={},
         )
     )
     return caller
@@ -138,7 +138,7 @@ async def test_a_key_and_a_device_of_one_tier_share_the_address_and_a_refusal_mo
 
 
 async def balances(data_plane: DataPlane, caller: Principal) -> dict[str, int]:
-    plan = data_plane.configuration.get().plan_for(caller, "127.0.0.1")
+    plan = data_plane.configuration.get().plan_for(caller, "127.0.0.1", "", "", 0)
     found = await data_plane.limiter.balances(plan)
     return {each.layer.name: each.settled for each in found}
 

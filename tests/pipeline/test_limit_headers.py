@@ -1,10 +1,13 @@
 import re
 from datetime import datetime
+from typing import Any
 
 import pytest
 
+from dataplane.domain.calls import Dialect
+from dataplane.domain.limiting import Layer, Standing, SubjectKind, Unit, Window, plan_of
 from dataplane.domain.principals import LimitEntry
-from dataplane.http.ratelimit_headers import duration
+from dataplane.http.ratelimit_headers import duration, limit_headers
 from tests.pipeline.conftest import DataPlane
 
 LIMITS = (
@@ -64,6 +67,121 @@ async def test_a_caller_without_limits_gets_no_headers_of_limits(data_plane: Dat
     answer = await data_plane.chat()
 
     assert not [name for name in answer.headers if "ratelimit" in name]
+
+
+async def test_a_rate_is_shown_beside_the_layers_per_minute(data_plane: DataPlane) -> None:
+    rate = LimitEntry("requests", "rate", 10, every_ms=2_500, burst=20)
+    data_plane.limited(key=(rate,), user=LIMITS)
+
+    answer = await data_plane.chat()
+
+    assert answer.headers["x-ratelimit-limit-requests"] == "10"
+    assert answer.headers["x-ratelimit-remaining-requests"] == "9"
+    assert answer.headers["x-ratelimit-reset-requests"].startswith("1m")
+    assert '"key_requests_rate";q=10;w=3' in answer.headers["ratelimit-policy"]
+    assert '"key_requests_rate";r=19;t=1' in answer.headers["ratelimit"]
+
+
+async def test_layers_of_endpoints_and_models_are_counted_and_not_shown(
+    data_plane: DataPlane,
+) -> None:
+    data_plane.limited(
+        endpoint=(LimitEntry("requests", "minute", 4242),),
+        model=(LimitEntry("tokens", "day", 424_242),),
+    )
+
+    answer = await data_plane.chat()
+
+    assert not [name for name in answer.headers if "ratelimit" in name]
+    assert "4242" not in str(answer.headers)
+    assert await data_plane.counted("endpoint_requests_per_minute") == 1
+    assert await data_plane.counted("model_tokens_per_day") > 0
+
+
+def shown(*standings: Standing, dialect: Dialect = Dialect.OPENAI) -> dict[str, str]:
+    """Return the headers for these, whether what never changes was worked out before or not."""
+    plan = plan_of(each.layer for each in standings)
+    ordered = sorted(standings, key=lambda each: plan.layers.index(each.layer))
+    headers = limit_headers(ordered, dialect, 0)
+    for _ in range(2):
+        assert limit_headers(ordered, dialect, 0, plan) == headers
+    return dict(headers)
+
+
+def standing(
+    window: Window, remaining: int, kind: SubjectKind = SubjectKind.USER, **changes: Any
+) -> Standing:
+    values = {"subject_id": "u1", "unit": Unit.REQUESTS, "capacity": 100, **changes}
+    return Standing(Layer(kind, window=window, **values), remaining, 30_000, "")
+
+
+def rate(remaining: int, every_ms: int = 1_000, **changes: Any) -> Standing:
+    return standing(Window.RATE, remaining, every_ms=every_ms, **changes)
+
+
+def test_the_tightest_is_the_one_per_minute_with_the_least_left() -> None:
+    minute, day = standing(Window.MINUTE, 50), standing(Window.DAY, 3)
+    of_key = standing(Window.MINUTE, 40, SubjectKind.KEY)
+    total = standing(Window.TOTAL, 7)
+
+    def remaining(*standings: Standing) -> str:
+        return shown(*standings)["x-ratelimit-remaining-requests"]
+
+    assert remaining(minute, of_key, day, rate(1)) == "40"
+    # Without one per minute what is left of longer times is shown, and a rate at last.
+    assert remaining(day, total, rate(1)) == "3"
+    assert remaining(rate(1)) == "1"
+
+
+def test_what_only_counts_is_shown_and_never_as_the_tightest() -> None:
+    shadow = standing(Window.MINUTE, 0, is_shadow=True)
+
+    beside = shown(shadow, standing(Window.DAY, 3))
+    alone = shown(shadow)
+
+    assert beside["x-ratelimit-remaining-requests"] == "3"
+    assert '"user_requests_per_minute";r=0;t=30' in beside["ratelimit"]
+    assert alone["x-ratelimit-remaining-requests"] == "0"
+
+
+def test_the_draft_names_the_layers_of_user_key_and_device_and_a_devices_address() -> None:
+    standings = [
+        standing(Window.DAY, 9, kind, has_public_figures=kind in PUBLIC) for kind in SubjectKind
+    ]
+
+    headers = shown(*standings)
+
+    policies = headers["ratelimit-policy"].split(", ")
+    assert policies == [
+        f'"{kind}_requests_per_day";q=100;w=86400' for kind in ("user", "key", "device", "ip")
+    ]
+    assert len(headers["ratelimit"].split(", ")) == 4
+
+
+PUBLIC = {
+    SubjectKind.ORGANIZATION,
+    SubjectKind.USER,
+    SubjectKind.KEY,
+    SubjectKind.DEVICE,
+    SubjectKind.IP,
+}
+
+
+@pytest.mark.parametrize(("every_ms", "seconds"), [(1, 1), (1_000, 1), (1_001, 2), (60_000, 60)])
+def test_the_window_of_a_rate_is_in_whole_seconds_and_not_shorter(
+    every_ms: int, seconds: int
+) -> None:
+    headers = shown(rate(5, every_ms, capacity=10, burst=20))
+
+    assert headers["ratelimit-policy"] == f'"user_requests_rate";q=10;w={seconds}'
+    assert headers["ratelimit"] == '"user_requests_rate";r=5;t=30'
+
+
+def test_anthropics_headers_follow_the_same_rules() -> None:
+    headers = shown(standing(Window.MINUTE, 5), rate(1), dialect=Dialect.ANTHROPIC)
+
+    assert headers["anthropic-ratelimit-requests-remaining"] == "5"
+    assert headers["anthropic-ratelimit-requests-reset"] == "1970-01-01T00:00:30Z"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,13 @@ from tollkeeper.usage.v1 import usage_service_pb2 as pb
 
 from dataplane.control.user_usage import UserUsageClient
 from dataplane.domain.credentials import check_of
-from dataplane.domain.principals import DeviceStatus, LimitEntry, Service
+from dataplane.domain.principals import (
+    DeviceStatus,
+    LimitEntry,
+    Service,
+    SubjectLimits,
+    TemporaryEntry,
+)
 from dataplane.domain.snapshot import Snapshot
 from dataplane.http import usage
 from dataplane.http.exchange import HttpRequest
@@ -79,7 +85,7 @@ class Own:
         return {each["layer"]: each for each in limits}
 
     def use(self, snapshot: Snapshot, **changes: Any) -> None:
-        self.data_plane.use(replace(snapshot, **changes, _plans={}, _address_plans={}))
+        self.data_plane.use(replace(snapshot, **changes, _plans={}, _call_plans={}))
 
     def change_caller(self, *, tier: str = "free", **changes: Any) -> None:
         """Change the key's user, organization (`time_zone`, `is_paused`) or tier."""
@@ -216,7 +222,8 @@ async def test_what_others_are_counted_in_too_is_not_shown(own: Own) -> None:
         organization=(LimitEntry("requests", "day", 7),),
     )
     snapshot = own.data_plane.configuration.get()
-    at_address = {**snapshot.limits, "ip:127.0.0.1": (LimitEntry("requests", "minute", HIDDEN),)}
+    here = SubjectLimits((LimitEntry("requests", "minute", HIDDEN),))
+    at_address = {**snapshot.limits, "ip:127.0.0.1": here}
     own.use(snapshot, limits=at_address, has_address_limits=True)
     assert (await own.data_plane.chat()).status_code == 200
 
@@ -413,6 +420,94 @@ async def test_a_suspended_user_and_a_paused_organization_see_nothing(
     own.change_caller(**change)
 
     check_refusal(await own.ask(path), status, code, "openai")
+
+
+@pytest.mark.parametrize("path", HANDLERS)
+@pytest.mark.parametrize("headers", [BY_KEY, BY_DEVICE])
+async def test_while_the_service_is_paused_nobody_sees_anything(
+    own: Own, path: str, headers: dict[str, str]
+) -> None:
+    admit_device(own.data_plane)
+    own.use(own.data_plane.configuration.get(), service=Service(is_paused=True))
+
+    check_refusal(await own.ask(path, headers), 403, "organization_paused", "openai")
+
+
+async def test_while_the_service_is_paused_nobody_calls_and_devices_learn_where_they_stand(
+    own: Own,
+) -> None:
+    admit_device(own.data_plane)
+    own.use(own.data_plane.configuration.get(), service=Service(is_paused=True))
+
+    for answer in (await own.data_plane.chat(), await call(own.data_plane)):
+        error = check_refusal(answer, 403, "organization_paused", "openai")
+        assert error["message"] == "This service is paused."
+    models = await own.data_plane.client.get("/v1/models")
+    assert (models.status_code, models.headers["x-tollkeeper-error"]) == (
+        403,
+        "organization_paused",
+    )
+    request = own.data_plane.client.build_request("GET", "/v1/devices/me", headers=BY_DEVICE)
+    del request.headers["authorization"]
+    assert (await own.data_plane.client.send(request)).json()["status"] == "approved"
+    assert own.data_plane.records.opens == []
+
+
+async def test_a_temporary_limit_is_shown_while_it_is_in_force(own: Own) -> None:
+    own.data_plane.limited(user=(LimitEntry("requests", "day", 5),))
+    snapshot = own.data_plane.configuration.get()
+    now_ms = own.data_plane.pipeline.clock_ms()
+    ends = TemporaryEntry(LimitEntry("requests", "day", 70), now_ms + 60_000)
+    configured = replace(snapshot.limits["user:u1"], temporary=(ends,))
+    own.use(snapshot, limits={"user:u1": configured})
+    assert (await own.data_plane.chat()).status_code == 200
+
+    during = await own.limits()
+    own.data_plane.pipeline.clock_ms = lambda: now_ms + 60_000
+    after = await own.limits()
+
+    figures = [
+        (each["user_requests_per_day"]["limit"], each["user_requests_per_day"]["used"])
+        for each in (during, after)
+    ]
+    # The counter is the same: only what it may reach has changed.
+    assert figures == [(70, 1), (5, 1)]
+
+
+async def test_a_rate_is_shown_with_its_burst(own: Own) -> None:
+    rate = LimitEntry("requests", "rate", 1, every_ms=3_600_000, burst=4)
+    own.data_plane.limited(key=(rate,))
+    assert (await own.limits())["key_requests_rate"]["resets_at"] is None
+    began = datetime.now(UTC)
+
+    assert (await own.data_plane.chat()).status_code == 200
+
+    shown = (await own.limits())["key_requests_rate"]
+    resets_at = instant(shown.pop("resets_at"))
+    assert shown == {
+        "layer": "key_requests_rate",
+        "scope": "key",
+        "unit": "requests",
+        "window": "1h",
+        "limit": 1,
+        "burst": 4,
+        "used": 1,
+        "remaining": 3,
+        "shadow": False,
+    }
+    assert timedelta(0) <= resets_at - began - timedelta(hours=1) < timedelta(minutes=1)
+
+
+async def test_layers_of_endpoints_and_models_are_in_nobodys_own_numbers(own: Own) -> None:
+    own.data_plane.limited(
+        endpoint=(LimitEntry("requests", "day", HIDDEN),),
+        model=(LimitEntry("spend", "day", 10**9),),
+        user=(LimitEntry("requests", "day", 7),),
+    )
+    assert (await own.data_plane.chat()).status_code == 200
+
+    assert set(await own.limits()) == {"user_requests_per_day"}
+    assert (await own.read("/v1/usage/summary"))["budget"] is None
 
 
 @pytest.mark.parametrize("path", HANDLERS)

@@ -39,18 +39,27 @@ class _Message(msgspec.Struct):
     content: str | list[_Part]
 
 
+class _Tool(msgspec.Struct):
+    type: str | None = None
+
+
 class _Request(msgspec.Struct):
     model: str
     messages: list[_Message]
     max_tokens: int
     system: str | list[_Part] | None = None
     stream: bool | UnsetType | None = UNSET
+    tools: list[_Tool] | None = None
+    mcp_servers: list[object] | None = None
 
 
 _REQUEST: Final = msgspec.json.Decoder(_Request)
 _READ_FIELDS: Final = ("model", "messages", "max_tokens", "stream")
 _ALWAYS_GIVEN: Final = frozenset({"model", "messages", "max_tokens"})
 _WITH_STREAM: Final = _ALWAYS_GIVEN | {"stream"}
+# Tools that Anthropic runs and bills by itself, by the beginnings of their types
+# (docs.anthropic.com/en/docs/agents-and-tools/tool-use); what they fetch is input that nobody can foresee.
+_SERVER_TOOLS: Final = ("web_search_", "web_fetch_", "code_execution_")
 _PASSED_HEADERS: Final = ("anthropic-version", "anthropic-beta")
 _MAX_HEADER_LENGTH: Final = 1024
 _BILLING_STATUS: Final = 402
@@ -96,9 +105,17 @@ def call_of(request_id: str, body: bytes, headers: Mapping[str, str], client_ip:
         client_ip=client_ip,
         passed_headers=_passed(headers),
         timeout_seconds=timeout_seconds(headers),
+        server_tools=_server_tools(request),
     )
     check_call(call)
     return call
+
+
+def _server_tools(request: _Request) -> tuple[str, ...]:
+    """Return what of the request the provider runs and bills by itself."""
+    types = [tool.type for tool in request.tools or () if tool.type]
+    named = [each for each in types if each.startswith(_SERVER_TOOLS)]
+    return tuple([*named, "mcp_servers"] if request.mcp_servers else named)
 
 
 def refusal_status(reason: Reason, status: int) -> int:

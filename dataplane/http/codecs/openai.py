@@ -53,6 +53,7 @@ class _Request(msgspec.Struct):
     max_tokens: int | UnsetType | None = UNSET
     max_completion_tokens: int | UnsetType | None = UNSET
     n: int | UnsetType | None = UNSET
+    web_search_options: msgspec.Raw | UnsetType = UNSET
 
 
 _REQUEST: Final = msgspec.json.Decoder(_Request)
@@ -108,9 +109,16 @@ def call_of(request_id: str, body: bytes, headers: Mapping[str, str], client_ip:
         client_request_id=client_request_id(headers),
         client_ip=client_ip,
         timeout_seconds=timeout_seconds(headers),
+        server_tools=_server_tools(request),
     )
     check_call(call)
     return call
+
+
+def _server_tools(request: _Request) -> tuple[str, ...]:
+    """Return what of the request the provider runs and bills by itself."""
+    options = request.web_search_options
+    return () if options is UNSET or bytes(options) == b"null" else ("web_search_options",)
 
 
 def refusal_status(reason: Reason, status: int) -> int:

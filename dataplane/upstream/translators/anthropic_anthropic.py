@@ -15,7 +15,7 @@ from dataplane.domain.refusals import Refusal
 from dataplane.domain.routing import Attempt
 from dataplane.domain.sse import EventSplitter, data_of, edited, events_of
 from dataplane.domain.usage import anthropic_usage, estimated_tokens, merged
-from dataplane.upstream.answers import no_answer, provider_failed
+from dataplane.upstream.answers import STOP_FIELD, no_answer, provider_failed
 from dataplane.upstream.bodies import with_fields
 
 _DEFAULT_VERSION: Final = "2023-06-01"
@@ -37,6 +37,7 @@ class _Start(msgspec.Struct):
 
 class _Event(msgspec.Struct):
     type: str = ""
+    index: int = 0
     message: _Start | None = None
     delta: _Delta | None = None
     usage: dict[str, object] | None = None
@@ -72,6 +73,7 @@ class AnthropicStreamReader:
         self._uncounted: list[bytes] = []
         self._uncounted_bytes = 0
         self._counted_text_bytes = 0
+        self._open_block: int | None = None
 
     def feed(self, chunk: bytes) -> bytes:
         """Take bytes; return the whole events for the caller."""
@@ -100,6 +102,31 @@ class AnthropicStreamReader:
             input_uncached_tokens=self._input_estimate_tokens,
             output_tokens=counted,
             source=UsageSource.ESTIMATED,
+        )
+
+    def measured_output_tokens(self) -> int:
+        """Return how many output tokens were passed on so far, by their bytes."""
+        self._count()
+        return estimated_tokens(self._counted_text_bytes)
+
+    def cut_short(self) -> bytes:
+        """Return the end of the open block, a `message_delta` that says `max_tokens`, and the end."""
+        self._count()
+        events: list[dict[str, object]] = []
+        if self._open_block is not None:
+            events.append({"type": "content_block_stop", "index": self._open_block})
+        events.append(
+            {
+                "type": "message_delta",
+                "delta": {"stop_reason": "max_tokens", "stop_sequence": None},
+                "usage": {"output_tokens": self.usage().output_tokens},
+                STOP_FIELD: "budget",
+            }
+        )
+        events.append({"type": "message_stop"})
+        return b"".join(
+            b"event: %b\ndata: %b\n\n" % (str(event["type"]).encode(), msgspec.json.encode(event))
+            for event in events
         )
 
     def _pass(self, events: bytes) -> bytes:
@@ -153,7 +180,13 @@ class AnthropicStreamReader:
         for run in self._uncounted:
             for event in events_of(run):
                 parsed = _decoded(data_of(event))
-                if parsed is not None and parsed.delta is not None:
+                if parsed is None:
+                    continue
+                if parsed.type == "content_block_start":
+                    self._open_block = parsed.index
+                elif parsed.type == "content_block_stop":
+                    self._open_block = None
+                if parsed.delta is not None:
                     delta = parsed.delta
                     texts = (delta.text, delta.thinking, delta.partial_json)
                     self._counted_text_bytes += sum(len(text.encode()) for text in texts if text)

@@ -13,8 +13,8 @@ from dataplane.domain.calls import Call, Usage, UsageSource
 from dataplane.domain.refusals import Refusal
 from dataplane.domain.routing import Attempt
 from dataplane.domain.sse import EventSplitter, data_of, edited, events_of
-from dataplane.domain.usage import estimated_tokens, openai_usage
-from dataplane.upstream.answers import no_answer, provider_failed
+from dataplane.domain.usage import estimated_tokens, openai_document, openai_usage
+from dataplane.upstream.answers import STOP_FIELD, no_answer, provider_failed
 from dataplane.upstream.bodies import with_fields
 
 _INCLUDE_USAGE: Final = b'{"include_usage":true}'
@@ -23,6 +23,8 @@ _NEW_CAP_KINDS: Final = frozenset({"openai", "azure_openai"})
 # What was passed on is kept for counting, in case the provider never says; then counted and dropped.
 _MAX_UNCOUNTED_BYTES: Final = 512 * 1024
 _NULL: Final = msgspec.Raw(b"null")
+# What all chunks of an answer have in common.
+_HEAD_OF_CHUNK: Final = frozenset({"id", "object", "created", "model", "system_fingerprint"})
 _DONE: Final = b"[DONE]"
 _OPTIONS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -99,6 +101,7 @@ class OpenAIStreamReader:
         self._uncounted_bytes = 0
         self._counted_text_bytes = 0
         self._is_finished = False
+        self._first_content = b""
 
     def feed(self, chunk: bytes) -> bytes:
         """Take bytes; return the whole events for the caller."""
@@ -127,6 +130,30 @@ class OpenAIStreamReader:
             output_tokens=estimated_tokens(self._counted_text_bytes),
             source=UsageSource.ESTIMATED,
         )
+
+    def measured_output_tokens(self) -> int:
+        """Return how many output tokens were passed on so far, by their bytes."""
+        self._count()
+        return estimated_tokens(self._counted_text_bytes)
+
+    def cut_short(self) -> bytes:
+        """Return a chunk that says `length`, the usage if it was asked for, and `[DONE]`."""
+        head = {
+            name: value
+            for name, value in _OBJECT.decode(self._first_content or b"{}").items()
+            if name in _HEAD_OF_CHUNK
+        }
+        chunks: list[dict[str, object]] = [
+            {
+                **head,
+                "choices": [{"index": 0, "delta": {}, "finish_reason": "length"}],
+                STOP_FIELD: "budget",
+            }
+        ]
+        if not self._hides_usage:
+            chunks.append({**head, "choices": [], "usage": openai_document(self.usage())})
+        events = [b"data: " + msgspec.json.encode(chunk) + b"\n\n" for chunk in chunks]
+        return b"".join([*events, b"data: [DONE]\n\n"])
 
     def _pass(self, events: bytes) -> bytes:
         if not events:
@@ -168,8 +195,9 @@ class OpenAIStreamReader:
             self.failure = self.failure or provider_failed()
         if self.failure is not None:
             return b""
-        if any(_is_content(choice) for choice in chunk.choices or ()):
+        if not self.has_content and any(_is_content(choice) for choice in chunk.choices or ()):
             self.has_content = True
+            self._first_content = data
         if self._hides_usage and b'"usage"' in event:
             return b"" if chunk.usage and not chunk.choices else _without_usage(event)
         return event

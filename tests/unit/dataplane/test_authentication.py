@@ -161,6 +161,27 @@ def test_the_user_of_a_device_counts_too() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"service": Service(is_paused=True)}, "This service is paused."),
+        ({"is_paused": True}, "This organization is paused."),
+        ({"service": Service(is_paused=True), "is_paused": True}, "This service is paused."),
+    ],
+)
+def test_a_pause_stops_keys_and_devices_alike(changes: dict[str, Any], message: str) -> None:
+    stopped = dict(changes)
+    of = user(organization=organization(is_paused=stopped.pop("is_paused", False)))
+    phone = device(principal(kind=SubjectKind.DEVICE, principal_id="d1", user=of))
+
+    by_key = reason(api_key(principal(user=of)), **stopped)
+    by_device = device_reason(phone, **stopped)
+
+    assert by_key == (Reason.ORGANIZATION_PAUSED, (message, {}))
+    assert by_device is not None
+    assert by_device[0] is Reason.ORGANIZATION_PAUSED
+
+
+@pytest.mark.parametrize(
     ("headers", "is_proof"),
     [
         ({"x-session-token": "t"}, True),

@@ -1,9 +1,23 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dataplane.domain.entitlements import layers_for
-from dataplane.domain.limiting import Layer, SubjectKind
-from dataplane.domain.principals import LimitEntry, Service, Tier
+import pytest
+
+from dataplane.domain.entitlements import (
+    Circumstances,
+    Entitlements,
+    address_digest,
+    counts_addresses,
+)
+from dataplane.domain.limiting import Layer, LayerPlan, SubjectKind
+from dataplane.domain.principals import (
+    LimitEntry,
+    Principal,
+    Service,
+    SubjectLimits,
+    TemporaryEntry,
+    Tier,
+)
 from tests.unit.dataplane.configuration import organization, principal, user
 
 DEFAULT = LimitEntry("requests", "day", 1000)
@@ -24,9 +38,38 @@ ADDRESS = "203.0.113.7"
 DEVICE = principal(kind=SubjectKind.DEVICE, principal_id="d1", tier="pro")
 
 
-def layers(limits: Mapping[str, tuple[LimitEntry, ...]], **of_user: Any) -> dict[str, int]:
+def plan_in(
+    service: Service,
+    limits: Mapping[str, SubjectLimits | tuple[LimitEntry, ...]],
+    tiers: Mapping[str, Tier],
+    caller: Principal,
+    now_ms: int = 0,
+    **circumstances: str,
+) -> LayerPlan:
+    configured = {
+        subject: given if isinstance(given, SubjectLimits) else SubjectLimits(given)
+        for subject, given in limits.items()
+    }
+    entitlements = Entitlements(service, configured, tiers)
+    return entitlements.plan(caller, Circumstances(**circumstances), now_ms)
+
+
+def layers_for(
+    service: Service,
+    limits: Mapping[str, SubjectLimits | tuple[LimitEntry, ...]],
+    tiers: Mapping[str, Tier],
+    caller: Principal,
+    address: str = "",
+    now_ms: int = 0,
+) -> tuple[Layer, ...]:
+    return plan_in(service, limits, tiers, caller, now_ms, address_prefix=address).layers
+
+
+def layers(
+    limits: Mapping[str, SubjectLimits | tuple[LimitEntry, ...]], now_ms: int = 0, **of_user: Any
+) -> dict[str, int]:
     caller = principal(user=user(**of_user))
-    return capacities(layers_for(SERVICE, limits, TIERS, caller))
+    return capacities(layers_for(SERVICE, limits, TIERS, caller, now_ms=now_ms))
 
 
 def capacities(found: Iterable[Layer]) -> dict[str, int]:
@@ -177,3 +220,146 @@ def test_flags_and_generations_of_a_limit_reach_its_layer() -> None:
     [layer] = layers_for(Service(), {"key:k1": (entry,)}, {}, principal())
 
     assert (layer.is_hard, layer.is_shadow, layer.reset_generation) == (False, True, 4)
+
+
+def until(until_ms: int, window: str = "day", capacity: int = 70, **changes: Any) -> TemporaryEntry:
+    return TemporaryEntry(LimitEntry("requests", window, capacity, **changes), until_ms)
+
+
+def test_a_temporary_limit_takes_the_place_of_any_other_until_it_expires() -> None:
+    own = (LimitEntry("requests", "day", 5),)
+    of_tier = {"user:u1": SubjectLimits(temporary=(until(9, "month"),))}
+    of_service = {"user:u1": SubjectLimits(temporary=(until(9),))}
+    of_itself = {"user:u1": SubjectLimits(own, (until(9),))}
+
+    for limits, name, before, tier in (
+        (of_tier, "user_requests_per_month", 9000, "pro"),
+        (of_service, "user_requests_per_day", 1000, ""),
+        (of_itself, "user_requests_per_day", 5, ""),
+    ):
+        assert layers(limits, 8, tier=tier)[name] == 70
+        assert layers(limits, 9, tier=tier)[name] == before
+
+
+def test_a_temporary_limit_may_be_one_more_or_none_at_all() -> None:
+    one_more = {"user:u1": SubjectLimits(temporary=(until(9, "minute"),))}
+    none = {"user:u1": SubjectLimits(temporary=(until(9, capacity=0, is_unlimited=True),))}
+
+    assert layers(one_more, 8)["user_requests_per_minute"] == 70
+    assert layers(one_more, 9) == layers({})
+    assert "user_requests_per_day" not in layers(none, 8)
+    assert layers(none, 9) == layers({})
+
+
+def test_an_address_falls_back_from_a_temporary_limit_to_its_tiers_own_counter() -> None:
+    limits = {f"ip:{ADDRESS}": SubjectLimits(temporary=(until(9, "day", 3),))}
+
+    now, later = (layers_for(Service(), limits, TIERS, DEVICE, ADDRESS, at) for at in (8, 9))
+
+    [during] = (each for each in now if each.subject_kind is SubjectKind.IP)
+    [after] = (each for each in later if each.subject_kind is SubjectKind.IP)
+    digest = address_digest(ADDRESS)
+    assert (during.subject_id, during.capacity) == (digest, 3)
+    assert (after.subject_id, after.capacity) == (f"pro-{digest}", 500)
+
+
+def test_a_plan_holds_until_the_first_temporary_limit_in_it_ends() -> None:
+    limits = {
+        "user:u1": SubjectLimits(temporary=(until(50), until(20, "month"))),
+        # It makes no layer, and yet there will be one when it ends.
+        "global": SubjectLimits(temporary=(until(30, "day", 0, is_unlimited=True),)),
+        "user:u2": SubjectLimits(temporary=(until(10),)),
+        "endpoint:chat": SubjectLimits(temporary=(until(40),)),
+    }
+
+    def valid_until(now_ms: int) -> int | None:
+        plan = plan_in(SERVICE, limits, {}, principal(), now_ms, endpoint="chat")
+        return plan.valid_until_ms
+
+    assert [valid_until(now) for now in (0, 20, 30, 40, 50)] == [20, 30, 40, 50, None]
+    assert plan_in(SERVICE, {}, {}, principal()).valid_until_ms is None
+
+
+SOURCES = {
+    "its own": ({"user:u1": SubjectLimits((DEFAULT,), generations={("requests", "day"): 3})}, ""),
+    "its tier's": ({"user:u1": SubjectLimits(generations={("requests", "month"): 3})}, "pro"),
+    "the service's": ({"user:u1": SubjectLimits(generations={("requests", "day"): 3})}, ""),
+    "a temporary": (
+        {"user:u1": SubjectLimits((), (until(9),), {("requests", "day"): 3})},
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_reset_counter_starts_anew_whoever_set_its_limit(source: str) -> None:
+    limits, tier = SOURCES[source]
+
+    found = layers_for(SERVICE, limits, TIERS, principal(user=user(tier=tier)))
+
+    generations = {layer.name: layer.reset_generation for layer in found}
+    raised = "user_requests_per_month" if tier else "user_requests_per_day"
+    assert generations.pop(raised) == 3
+    assert set(generations.values()) == {0}
+
+
+def test_of_two_generations_the_higher_counts_and_none_goes_back() -> None:
+    def generation(given: int, reset: int, now_ms: int) -> int:
+        own = (LimitEntry("requests", "day", 5, reset_generation=given),)
+        configured = SubjectLimits(own, (until(9),), {("requests", "day"): reset})
+        [layer] = layers_for(Service(), {"user:u1": configured}, {}, principal(), now_ms=now_ms)
+        return layer.reset_generation
+
+    assert generation(4, 2, now_ms=9) == 4
+    assert generation(2, 4, now_ms=9) == 4
+    assert generation(4, 2, now_ms=8) == 4
+
+
+def test_a_reset_address_starts_anew_for_every_tier_there() -> None:
+    limits = {f"ip:{ADDRESS}": SubjectLimits(generations={("requests", "day"): 2})}
+
+    found = layers_for(Service(), limits, TIERS, DEVICE, ADDRESS)
+
+    [layer] = (each for each in found if each.subject_kind is SubjectKind.IP)
+    assert (layer.reset_generation, layer.capacity) == (2, 500)
+    assert layer.subject_id == f"pro-{address_digest(ADDRESS)}"
+
+
+def test_endpoints_and_models_are_counted_for_everybody_in_utc_and_shown_to_nobody() -> None:
+    entries = (LimitEntry("requests", "day", 8), LimitEntry("spend", "month", 9, is_hard=False))
+    limits = {"endpoint:chat": entries, "model:ft:gpt-4o": entries, "model:other": entries}
+    caller = principal(user=user(organization=organization(time_zone="Asia/Tokyo")))
+
+    plan = plan_in(Service(), limits, {}, caller, endpoint="chat", model="ft:gpt-4o")
+
+    found = [(each.name, each.subject_id, each.is_hard) for each in plan.layers]
+    assert found == [
+        ("endpoint_requests_per_day", "chat", True),
+        ("endpoint_spend_per_month", "chat", False),
+        ("model_requests_per_day", "ft:gpt-4o", True),
+        ("model_spend_per_month", "ft:gpt-4o", False),
+    ]
+    assert {each.time_zone for each in plan.layers} == {"UTC"}
+    assert not any(each.has_public_figures for each in plan.layers)
+    assert plan_in(Service(), limits, {}, caller, endpoint="messages").layers == ()
+    assert plan_in(Service(), limits, {}, caller).layers == ()
+
+
+def test_a_rate_reaches_its_layer_with_its_time_and_its_burst() -> None:
+    entry = LimitEntry("requests", "rate", 10, every_ms=1000, burst=20)
+
+    [layer] = layers_for(Service(), {"key:k1": (entry,)}, {}, principal())
+
+    assert (layer.name, layer.capacity) == ("key_requests_rate", 10)
+    assert (layer.every_ms, layer.most_at_once) == (1000, 20)
+
+
+def test_only_a_tier_with_limits_of_addresses_counts_them() -> None:
+    small = Tier("small", user_limits=PRO.user_limits)
+
+    counted = [
+        counts_addresses({**TIERS, "small": small}, principal(tier=tier))
+        for tier in ("pro", "small", "gone", "")
+    ]
+
+    assert counted == [True, False, False, False]

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.domain.estimation import affordable_output_tokens, demand_of, needs_output_cap
+from dataplane.domain.estimation import affordable_output_tokens, demand_of
 from dataplane.domain.limiting import Layer, Standing, SubjectKind, Unit, Window, plan_of
 from tests.unit.dataplane.configuration import call, price
 
@@ -52,5 +54,27 @@ def test_only_tokens_and_money_bound_the_output() -> None:
     [(Unit.TOKENS, True), (Unit.SPEND, True), (Unit.REQUESTS, False), (Unit.PARALLEL, False)],
 )
 def test_a_cap_is_needed_where_output_is_counted(unit: Unit, needs: bool) -> None:
-    assert needs_output_cap(plan_of([standing(unit, 1).layer])) is needs
-    assert not needs_output_cap(plan_of([]))
+    assert plan_of([standing(unit, 1).layer]).counts_output is needs
+    assert not plan_of([standing(unit, 1, is_shadow=True).layer]).counts_output
+    assert not plan_of([]).counts_output
+
+
+def test_soft_budgets_need_no_cap_and_hard_ones_beside_them_do() -> None:
+    soft = Layer(SubjectKind.USER, "u", Unit.SPEND, Window.MONTH, 1, is_hard=False)
+    hard = Layer(SubjectKind.USER, "u", Unit.SPEND, Window.DAY, 1)
+    assert (plan_of([soft]).counts_output, plan_of([soft]).has_soft_budget) == (False, True)
+    assert plan_of([soft, hard]).counts_output
+    assert plan_of([soft, hard]).has_hard_budget
+    assert not plan_of([replace(hard, is_shadow=True)]).has_hard_budget
+
+
+def test_what_is_expected_is_never_above_what_a_cap_allows() -> None:
+    one = call(input_upper_tokens=100, input_estimate_tokens=25)
+    at = price(input=10**9, output=2 * 10**9, cache_write_1h=0)
+
+    capped = demand_of(one, at, 10, 512)
+    open_ended = demand_of(one, at, None, 512)
+
+    assert capped.soft_nanousd == capped.cost_nanousd
+    assert open_ended.soft_nanousd == 25 * 1_000 + 512 * 2_000
+    assert demand_of(one, at, 10).soft_nanousd == capped.cost_nanousd

@@ -86,6 +86,25 @@ def test_what_is_in_flight_is_back_at_no_time_that_is_known() -> None:
     assert (document["used"], document["remaining"], document["resets_at"]) == (1, 3, None)
 
 
+def test_a_rate_is_shown_with_what_may_come_at_once() -> None:
+    of = layer(Unit.REQUESTS, Window.RATE, 10, every_ms=1000, burst=20)
+
+    assert read(shown(of, 5, 0, NOON_MS)) == {
+        "layer": "user_requests_rate",
+        "scope": "user",
+        "unit": "requests",
+        "window": "1s",
+        "limit": 10,
+        "burst": 20,
+        "used": 5,
+        "remaining": 15,
+        "resets_at": "2026-11-21T12:00:00Z",
+        "shadow": False,
+    }
+    even = read(shown(layer(Unit.REQUESTS, Window.RATE, 10, every_ms=500), 10))
+    assert (even["window"], even["burst"], even["remaining"]) == ("500ms", 10, 0)
+
+
 def test_a_time_within_a_second_is_told_as_its_end() -> None:
     quota = shown(layer(Unit.TOKENS, Window.MINUTE), 1, 0, NOON_MS + 1)
 

@@ -1,0 +1,147 @@
+"""Soft budgets: reserved is what is expected, and a stream that needs more asks for it."""
+
+import json
+
+import pytest
+
+from dataplane.domain.principals import LimitEntry
+from tests.pipeline.conftest import DataPlane
+
+# The mock costs 1 USD in and 2 USD out per million tokens: 2,000 nano-USD for a token of output.
+OUT_NANOUSD = 2_000
+EXPECTED_TOKENS = 512
+# Event by event, so that a chunk is an event.
+TOO_LONG = "mock-tokens-1200-pace-1"
+
+
+def budget(nanousd: int, *, is_hard: bool = False) -> tuple[LimitEntry, ...]:
+    return (LimitEntry("spend", "month", nanousd, is_hard=is_hard),)
+
+
+async def test_a_soft_budget_reserves_what_is_expected_and_sends_no_cap(
+    data_plane: DataPlane,
+) -> None:
+    data_plane.limited(user=budget(10**9))
+
+    async with data_plane.client.stream(
+        "POST",
+        "/v1/chat/completions",
+        json={
+            "model": "mock-tokens-20-pace-20",
+            "stream": True,
+            "messages": [{"role": "user", "content": "hello"}],
+        },
+    ) as response:
+        held = await data_plane.held_nanousd()
+        await response.aread()
+
+    assert EXPECTED_TOKENS * OUT_NANOUSD <= held < 2 * EXPECTED_TOKENS * OUT_NANOUSD
+    [closed] = data_plane.records.closes
+    assert closed.output_cap_tokens == 0
+    assert closed.reserved_nanousd == held
+
+
+async def test_a_long_stream_tops_up_what_it_reserved(data_plane: DataPlane) -> None:
+    data_plane.limited(user=budget(10**9))
+
+    text = (await data_plane.chat(f"mock-tokens-{3 * EXPECTED_TOKENS}", stream=True)).text
+
+    assert '"finish_reason":"stop"' in text
+    await data_plane.until(lambda: data_plane.limiter.queued == 0)
+    [closed] = data_plane.records.closes
+    assert closed.usage.output_tokens == 3 * EXPECTED_TOKENS
+    assert await data_plane.counted("user_spend_per_month") == closed.charged_nanousd
+    assert await data_plane.held_nanousd() == 0
+
+
+async def test_a_stream_that_the_budget_has_no_more_room_for_ends_as_if_it_were_too_long(
+    data_plane: DataPlane,
+) -> None:
+    capacity = (EXPECTED_TOKENS + 300) * OUT_NANOUSD
+    data_plane.limited(user=budget(capacity))
+
+    text = (await data_plane.chat(TOO_LONG, stream=True)).text
+
+    events = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    assert events[-1] == "[DONE]"
+    last = json.loads(events[-2])
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert last["x-tollkeeper-stop"] == "budget"
+    assert last["id"] == json.loads(events[0])["id"]
+    [closed] = data_plane.records.closes
+    assert capacity * 0.9 < closed.charged_nanousd < capacity * 1.02
+    assert (closed.http_status, closed.error_code) == (200, "insufficient_quota")
+    await data_plane.until(lambda: data_plane.limiter.queued == 0)
+    assert await data_plane.held_nanousd() == 0
+
+
+async def test_a_stream_of_messages_ends_in_its_own_dialect(data_plane: DataPlane) -> None:
+    capacity = (EXPECTED_TOKENS + 300) * OUT_NANOUSD
+    data_plane.limited(user=budget(capacity))
+
+    text = (await data_plane.message(TOO_LONG, stream=True, max_tokens=4_000)).text
+
+    assert text.index('"content_block_stop"') < text.index('"max_tokens"')
+    assert '"x-tollkeeper-stop":"budget"' in text
+    assert text.rstrip().endswith('{"type":"message_stop"}')
+    assert text.count("message_stop") == 2
+
+
+async def test_a_caller_s_own_cap_is_never_topped_up_beyond(data_plane: DataPlane) -> None:
+    cap = 2 * EXPECTED_TOKENS
+    data_plane.limited(user=budget((cap + 100) * OUT_NANOUSD))
+
+    text = (await data_plane.chat(f"mock-tokens-{cap}", stream=True, max_tokens=cap)).text
+
+    assert "x-tollkeeper-stop" not in text
+
+
+async def test_beside_a_hard_budget_the_soft_one_still_reserves_less(
+    data_plane: DataPlane,
+) -> None:
+    data_plane.limited(
+        user=budget(10**10, is_hard=True), organization=budget((EXPECTED_TOKENS + 100) * 2_000)
+    )
+
+    response = await data_plane.chat("mock-tokens-4")
+
+    assert response.status_code == 200
+    [closed] = data_plane.records.closes
+    assert closed.output_cap_tokens == 4096
+    layers = {each.layer: each for each in closed.layers}
+    assert layers["organization_spend_per_month"].is_soft
+    hard = layers["user_spend_per_month"]
+    assert not hard.is_soft
+    assert hard.reserved > 4096 * OUT_NANOUSD > layers["organization_spend_per_month"].reserved
+
+
+@pytest.mark.parametrize(
+    ("path", "extra", "named"),
+    [
+        ("/v1/chat/completions", {"web_search_options": {}}, "web_search_options"),
+        (
+            "/v1/messages",
+            {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
+            "web_search_20250305",
+        ),
+        ("/v1/messages", {"mcp_servers": [{"type": "url", "url": "https://x"}]}, "mcp_servers"),
+    ],
+)
+async def test_a_hard_budget_refuses_tools_that_a_provider_bills_without_a_ceiling(
+    data_plane: DataPlane, path: str, extra: dict[str, object], named: str
+) -> None:
+    body = {
+        "model": "mock-echo",
+        "max_tokens": 10,
+        "messages": [{"role": "user", "content": "hello"}],
+        **extra,
+    }
+    data_plane.limited(user=budget(10**9, is_hard=True))
+    refused = await data_plane.client.post(path, json=body)
+    data_plane.limited(user=budget(10**9))
+    served = await data_plane.client.post(path, json=body)
+
+    assert refused.status_code == 400
+    assert refused.headers["x-tollkeeper-error"] == "unsupported_parameter"
+    assert named in refused.text
+    assert served.status_code == 200
