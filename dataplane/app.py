@@ -20,6 +20,7 @@ from typing import Final, cast
 
 import structlog
 
+from dataplane.admitting import Admitting
 from dataplane.bills import BillBook
 from dataplane.control.channels import check_address
 from dataplane.control.current import CurrentSnapshot, Revoked
@@ -29,9 +30,12 @@ from dataplane.control.node_id import node_id_of
 from dataplane.control.sightings import Sightings
 from dataplane.control.snapshot_file import SnapshotFile
 from dataplane.control.spool import Recovered, Spool
+from dataplane.control.sums import LedgerClient
 from dataplane.control.usage import UsageReporter
 from dataplane.control.user_usage import UserUsageClient
 from dataplane.control.watch import Node, Watch
+from dataplane.counting import Counting
+from dataplane.domain.breaker import BreakerState
 from dataplane.domain.client_addresses import ClientAddresses
 from dataplane.http.cors import Cors
 from dataplane.http.device_desk import DeviceDesk
@@ -41,9 +45,9 @@ from dataplane.http.front import Front
 from dataplane.http.health import Health
 from dataplane.http.quart_app import quart_app
 from dataplane.http.usage import OwnNumbers
+from dataplane.limits.emergency import Emergency
 from dataplane.limits.guard_memory import GuardMemory
 from dataplane.limits.guards import Guards
-from dataplane.limits.limiter import Limiter
 from dataplane.limits.recovery import Leftover, settle_leftovers
 from dataplane.pipeline import Pipeline
 from dataplane.serving import listen, serve
@@ -105,10 +109,8 @@ async def _built(settings: Settings, stack: AsyncExitStack) -> Front:
     )
     reporter.start()
     stack.push_async_callback(reporter.aclose, _FLUSH_SECONDS)
-    limiter = await Limiter.connect(settings.redis_url.get_secret_value())
-    stack.push_async_callback(limiter.aclose, _FLUSH_SECONDS)
-    upstreams = Upstreams(AiohttpTransport(AllowedAddresses(settings.private_upstreams)))
-    stack.push_async_callback(upstreams.aclose)
+    ledger = LedgerClient(settings.control_plane, token)
+    stack.push_async_callback(ledger.aclose)
 
     terminations: set[asyncio.Task[int]] = set()
 
@@ -118,22 +120,38 @@ async def _built(settings: Settings, stack: AsyncExitStack) -> Front:
         task.add_done_callback(terminations.discard)
 
     current = CurrentSnapshot(terminate)
-    bills = BillBook(reporter, node_id, clock_ms, status_of)
-    pipeline = Pipeline(current, limiter, upstreams, bills, clock_ms)
-    await stack.enter_async_context(
-        _watching(settings, current, reporter, limiter, Node(node_id, VERSION, token))
+    redis_url, mode = settings.redis_url.get_secret_value(), settings.redis_mode
+    counting = await stack.enter_async_context(
+        Counting.open(redis_url, mode, reporter, ledger, lambda: current.latest, node_id, clock_ms)
     )
+    limiter = counting.limiter
+    emergency = Emergency(settings.data_dir, clock_ms)
+    stack.callback(emergency.close)
+    upstreams = Upstreams(AiohttpTransport(AllowedAddresses(settings.private_upstreams)))
+    stack.push_async_callback(upstreams.aclose)
+    bills = BillBook(reporter, node_id, clock_ms, status_of)
+    admitting = Admitting(limiter, bills, clock_ms, emergency)
+    pipeline = Pipeline(current, admitting, upstreams, bills, clock_ms)
+    await stack.enter_async_context(
+        _watching(settings, current, reporter, counting, Node(node_id, VERSION, token))
+    )
+    counting.start_maintaining()
     await stack.enter_async_context(_running(settle_leftovers(limiter, leftovers)))
-    guards = Guards(settings.redis_url.get_secret_value(), lambda: limiter.is_available)
+    # Cold counters are no reason: guards of an emptied server begin with a whole burst.
+    guards = Guards(counting.shared_target, lambda: limiter.state is not BreakerState.OPEN)
     stack.push_async_callback(guards.aclose)
     enrollment = Enrollment(settings.control_plane, token, node_id)
     stack.push_async_callback(enrollment.aclose)
     user_usages = UserUsageClient(settings.control_plane, token)
     stack.push_async_callback(user_usages.aclose)
+
+    def limits_state() -> str:
+        return "cold" if limiter.is_cold else limiter.state.value
+
     return Front(
         pipeline,
         ClientAddresses(settings.trusted_proxies, settings.client_ip_header),
-        Health(pipeline, VERSION, lambda: limiter.state.value, lambda: reporter.unreported_records),
+        Health(pipeline, VERSION, limits_state, lambda: reporter.unreported_records),
         DeviceDesk(pipeline, GuardMemory(guards), enrollment, sightings),
         OwnNumbers(pipeline, limiter, user_usages),
     )
@@ -153,7 +171,7 @@ async def _watching(
     settings: Settings,
     current: CurrentSnapshot,
     reporter: UsageReporter,
-    limiter: Limiter,
+    counting: Counting,
     node: Node,
 ) -> AsyncIterator[None]:
     """Put the last known configuration in force, then follow the control plane."""
@@ -169,7 +187,10 @@ async def _watching(
         clock_ms,
         lambda: reporter.unreported_records,
         kept.keep if kept is not None else lambda _: None,
-        lambda: limiter.is_available,
+        lambda: counting.limiter.is_available,
+        lambda: counting.maintainer.is_holder,
+        lambda: reporter.oldest_unreported_ms,
+        counting.do,
     )
     if kept is not None:
         await kept.offer(watch.restore)

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dataplane.domain.client_addresses import network_of
 from dataplane.domain.origins import origin_of
+from dataplane.limits.redis_urls import RedisMode, read_redis_url
 
 PREFIX: Final = "TOLLKEEPER_"
 _KEY_BYTES: Final = 32
@@ -21,7 +22,6 @@ _LEAST_TOKEN_LENGTH: Final = 32
 _OTHERS: Final = frozenset(
     [
         "DATABASE_URL",
-        "REDIS_MODE",
         "ADMIN_PORT",
         "CONSOLE_PORT",
         "METRICS_PORT",
@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     redis_url: SecretStr
+    redis_mode: RedisMode = RedisMode.SINGLE
     control_plane: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:50051",)
     node_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
     join_token: Annotated[SecretStr, Field(min_length=_LEAST_TOKEN_LENGTH)]
@@ -111,6 +112,12 @@ class Settings(BaseSettings):
     @classmethod
     def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return value if value == ("*",) else _each(value, origin_of)
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_a_redis_url(cls, value: SecretStr) -> SecretStr:
+        read_redis_url(value.get_secret_value())
+        return value
 
     @field_validator("node_key")
     @classmethod

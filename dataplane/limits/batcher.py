@@ -7,50 +7,55 @@ What happens when a call fails, and so its outcome is unknown:
 - an admit is sent once more with the same request id, within its deadline; after that its
   caller is told that limits are unavailable and a release follows in the background;
 - everything else is safe to repeat and waits in the background until Redis is back.
+
+While the counters are cold nothing is sent. Admits fail at once; what settles waits for the new
+counter epoch, since before it would be lost in counters that are thrown away.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
-from dataplane.domain.breaker import REDIS_RULE, Breaker, after_failure, after_success, opened
 from dataplane.domain.limiting import LimitsUnavailable
+from dataplane.limits.availability import Availability
 from dataplane.limits.connection import RedisConnection, RedisFailure
 from dataplane.limits.counters import Keyspace
+from dataplane.limits.crossings import Crossing, crossings_of
 from dataplane.limits.operations import (
     Admit,
     Answer,
+    Balance,
     Operation,
     Outcome,
-    Release,
     decode,
     encode,
 )
-from dataplane.limits.patience import TICK_SECONDS, AttentiveClock
-from dataplane.limits.pending import Pending
+from dataplane.limits.patience import Deadline
+from dataplane.limits.pending import Deadlines, Pending
+from dataplane.limits.queues import Queues
 from dataplane.limits.server_clock import ServerClock
 
-# A call of 64 admits of 13 layers keeps the server for 2 to 3 ms.
-MAX_BATCH: Final = 64
-# Of a full batch this many places are for the background, so that neither starves.
-BACKGROUND_SHARE: Final = 16
-# How long a caller waits while Redis answers nobody, retry included.
-ADMIT_SECONDS: Final = 0.1
 ADMIT_ATTEMPTS: Final = 2
-MAX_WAITING_ADMITS: Final = 10_000
-MAX_QUEUED: Final = 100_000
 # A timeout while our own loop was this late says nothing about Redis.
 LATE_LOOP_SECONDS: Final = 0.02
+# So often Redis is asked and looked at although nobody calls. A server that hangs is noticed after
+# this and the breaker's failures: some 1.5 s.
+CHECK_SECONDS: Final = 1.0
+# How often cold counters are looked at.
+COLD_SECONDS: Final = 0.1
 
 _TRY_AGAIN: Final = frozenset({Outcome.EXPIRED, Outcome.COLD, Outcome.STALE})
 _HELD: Final = frozenset({Outcome.OK, Outcome.DUPLICATE})
 
 _logger = logging.getLogger(__name__)
+
+
+def ignore_crossing(_crossing: Crossing) -> None:
+    """Tell nobody."""
 
 
 class Batcher:
@@ -61,6 +66,7 @@ class Batcher:
         connection: RedisConnection,
         keyspace: Keyspace,
         rebind: Callable[[Admit, int], None],
+        on_crossing: Callable[[Crossing], None] = ignore_crossing,
     ) -> None:
         """Prepare; `start` begins to work.
 
@@ -68,35 +74,37 @@ class Batcher:
             connection: Belongs to the batcher from now on.
             keyspace: Names the keys of the operations.
             rebind: Called with an admit whose periods were stale, and limiter time.
+            on_crossing: Called from the event loop with each budget that a settle brought to 80 or
+                100 percent.
         """
         self._connection = connection
         self._keyspace = keyspace
         self._rebind = rebind
+        self._on_crossing = on_crossing
         self._loop = asyncio.get_running_loop()
-        self._first: deque[Pending] = deque()
-        self._background: deque[Pending] = deque()
+        self._queues = Queues()
         self._in_flight: list[Pending] = []
-        self._deadlines: deque[Pending] = deque()
-        self._alarm: asyncio.TimerHandle | None = None
-        self._attention = AttentiveClock()
-        # Until then nobody has waited too long: Redis has just answered.
-        self._patient_until = 0.0
+        self._deadlines = Deadlines()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._check: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._wants_call = False
-        self.breaker = Breaker(rule=REDIS_RULE)
+        self._wants_look = False
+        self.availability = Availability()
         self.clock = ServerClock()
-        self.dropped = 0
+        self._faults = 0
 
     async def start(self) -> None:
         """Make the first call, so that the clock is known, and begin to work.
 
         Without Redis the breaker opens and probes until it answers.
         """
-        if not await self._exchange([]):
-            self.breaker = opened(self.breaker, self._now_ms())
+        is_answered = await self._opened() and await self._exchange([])
+        if not is_answered and not self.availability.is_cold:
+            self.availability.open()
+        self._check = self._loop.call_later(CHECK_SECONDS, self._check_up)
         self._task = asyncio.create_task(self._run(), name="limits-batcher")
 
     def admit(self, operation: Admit) -> asyncio.Future[Answer]:
@@ -110,27 +118,24 @@ class Batcher:
         is released.
 
         Raises:
-            LimitsUnavailable: The breaker is open, or too many wait already.
+            LimitsUnavailable: The breaker is open, the counters are cold, or too many wait already.
         """
-        if self._is_closed or self.breaker.is_open or len(self._first) >= MAX_WAITING_ADMITS:
-            raise LimitsUnavailable("the counters cannot be reached")
+        if self._is_closed or not self.availability or not self._queues.has_room_for_admits:
+            raise LimitsUnavailable("the counters cannot be asked")
         future: asyncio.Future[Answer] = self._loop.create_future()
-        if self._alarm is None:
-            self._attention.tick()
-            self._alarm = self._loop.call_later(TICK_SECONDS, self._expire)
-        pending = Pending(operation, future, self._attention.seconds() + ADMIT_SECONDS)
-        self._deadlines.append(pending)
-        self._first.append(pending)
+        self._queues.append_admit(self._deadlines.watch(operation, future))
         self._wake.set()
         return future
 
     def push(self, operation: Operation) -> None:
         """Queue an operation that nobody waits for; it keeps its order with admits."""
-        self._append(self._first, Pending(operation, None, 0.0))
+        self._queues.append(Pending(operation, None))
+        self._wake.set()
 
     def push_later(self, operation: Operation) -> None:
         """Queue an operation that gives way to admits and settles."""
-        self._append(self._background, Pending(operation, None, 0.0))
+        self._queues.append_later(Pending(operation, None))
+        self._wake.set()
 
     async def ask(self, operation: Operation, deadline_seconds: float) -> Answer:
         """Queue an operation and wait for its answer.
@@ -140,22 +145,25 @@ class Batcher:
                 still take effect.
         """
         future: asyncio.Future[Answer] = self._loop.create_future()
-        self._append(self._first, Pending(operation, future, 0.0))
+        # Unlike an admit, a reader is not told by the script that the counters are cold.
+        self._wants_look = self._wants_look or isinstance(operation, Balance)
+        self._queues.append(Pending(operation, future))
+        self._wake.set()
         try:
-            async with asyncio.timeout(deadline_seconds):
+            async with Deadline(deadline_seconds):
                 return await future
         except TimeoutError:
             raise LimitsUnavailable("the counters did not answer in time") from None
 
-    def poke(self) -> None:
-        """See that a call is made soon, be it empty: it shows whether Redis answers."""
-        self._wants_call = True
-        self._wake.set()
-
     @property
     def queued(self) -> int:
         """The number of operations not yet answered."""
-        return len(self._first) + len(self._background) + len(self._in_flight)
+        return len(self._queues) + len(self._in_flight)
+
+    @property
+    def dropped(self) -> int:
+        """The number of operations given up: for want of room, or because they met a fault."""
+        return self._queues.dropped + self._faults
 
     async def aclose(self, deadline_seconds: float) -> int:
         """Write what is queued, then close; return how many operations were left.
@@ -169,79 +177,76 @@ class Batcher:
                 while self.queued:
                     self._idle.clear()
                     await self._idle.wait()
+        if self._check is not None:
+            self._check.cancel()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        if self._alarm is not None:
-            self._alarm.cancel()
-        left = [*self._in_flight, *self._first, *self._background]
+        self._deadlines.close()
+        left = [*self._in_flight, *self._queues]
         for pending in left:
             pending.fail("the limiter is closing")
         await self._connection.close()
         return len(left)
 
-    def _append(self, queue: deque[Pending], pending: Pending) -> None:
-        if len(self._first) + len(self._background) >= MAX_QUEUED:
-            # The ledger has the request; reconciling it raises the counter.
-            self.dropped += 1
-            pending.fail("too many operations wait for Redis")
-            return
-        queue.append(pending)
+    def _check_up(self) -> None:
+        """See that Redis is looked at and asked soon: without traffic nobody else would notice."""
+        self._check = self._loop.call_later(CHECK_SECONDS, self._check_up)
+        self._wants_look = self._wants_call = True
         self._wake.set()
-
-    def _expire(self) -> None:
-        """Fail the admits whose callers have waited long enough; deadlines are in order."""
-        self._attention.tick()
-        self._alarm = None
-        while self._deadlines:
-            pending = self._deadlines[0]
-            if pending.future is not None and not pending.future.done():
-                if self._left(pending) > 0:
-                    self._alarm = self._loop.call_later(TICK_SECONDS, self._expire)
-                    return
-                pending.fail("the counters did not answer in time")
-            self._deadlines.popleft()
-
-    def _left(self, pending: Pending) -> float:
-        """Return for how many seconds an admit's caller goes on waiting."""
-        return max(pending.deadline, self._patient_until) - self._attention.seconds()
 
     async def _run(self) -> None:
         while True:
             await self._ready()
-            batch = self._take()
-            if batch or self._wants_call or self.breaker.is_open:
-                self._wants_call = False
-                self._in_flight = batch
-                await self._exchange_or_drop(batch)
-                self._in_flight = []
+            if await self._opened():
+                batch = self._queues.take()
+                if batch or self._wants_call or self.availability.breaker.is_open:
+                    self._in_flight = batch
+                    await self._exchange_or_drop(batch)
+                    self._in_flight = []
             if not self.queued:
                 self._idle.set()
 
     async def _ready(self) -> None:
-        """Return when there is work, or when the breaker wants a probe."""
-        if self.breaker.is_open:
-            await asyncio.sleep((self.breaker.probe_at_ms - self._now_ms()) / 1000)
-            return
-        if not (self._first or self._background or self._wants_call):
+        """Return when there is work, when the breaker wants a probe, or to look at cold counters."""
+        breaker = self.availability.breaker
+        if breaker.is_open:
+            await asyncio.sleep((breaker.probe_at_ms - self.availability.now_ms()) / 1000)
+        elif self.availability.is_cold:
+            await asyncio.sleep(COLD_SECONDS)
+        elif not (self._queues or self._wants_call):
             self._wake.clear()
             await self._wake.wait()
 
-    def _take(self) -> list[Pending]:
-        """Return the next batch: first come, first served, with a share for the background."""
-        share = max(MAX_BATCH - len(self._first), BACKGROUND_SHARE)
-        batch: list[Pending] = []
-        while self._background and len(batch) < share:
-            batch.append(self._background.popleft())
-        # After the background: a settle that waits there was queued earlier.
-        while self._first and len(batch) < MAX_BATCH:
-            pending = self._first.popleft()
-            if pending.future is None or not pending.future.done():
-                batch.append(pending)
-            elif pending.is_unknown:
-                self._release(pending)
-        return batch
+    async def _opened(self) -> bool:
+        """Connect if need be, look if that is due, and tell whether operations may be sent."""
+        # Taken back before it is done: whoever wants one meanwhile gets another. One that fails
+        # closes the connection, and opening that looks.
+        is_look_due, self._wants_look = self._wants_look, False
+        try:
+            if is_look_due:
+                await self._connection.look()
+            else:
+                await self._connection.open()
+        except Exception as error:
+            # Task boundary: also a fault of whoever names the server must not stop the limiter.
+            if not isinstance(error, RedisFailure):
+                _logger.exception("the server of the counters could not be looked at")
+            self._note_failure(error)
+            return False
+        if self._connection.is_cold:
+            self._note_cold()
+            return False
+        return True
+
+    def _note_cold(self) -> None:
+        if not self.availability.is_cold:
+            _logger.warning("limits unavailable: the counters are cold")
+            self._queues.refuse_readers("the counters are being rebuilt")
+        self._note_answer(is_cold=True)
+        # Looked at again and again. The first call after that sets the clock, and ends the outage.
+        self._wants_look = self._wants_call = True
 
     async def _exchange_or_drop(self, batch: list[Pending]) -> None:
         try:
@@ -250,45 +255,37 @@ class Batcher:
             # Task boundary: a fault of ours must neither stop the limiter nor be
             # retried for ever. What was charged is in the ledger.
             _logger.exception("a batch of %d operations was dropped", len(batch))
-            self.dropped += len(batch)
+            self._faults += len(batch)
             for pending in batch:
                 pending.fail("internal fault")
-                self._release(pending)
+                self._queues.undo(pending)
 
     async def _exchange(self, batch: list[Pending]) -> bool:
         """Make one call and hand out its answers; tell whether Redis answered."""
-        is_sent = False
+        packed = self._encode(batch)
+        sent_at = self._loop.time()
         try:
-            await self._connection.open()
-            packed = self._encode(batch)
-            is_sent, sent_at = True, self._loop.time()
             reply = decode(await self._connection.run(*packed))
         except (*RedisFailure, msgspec.MsgspecError) as error:
             self._note_failure(error)
-            self._requeue(batch, is_sent)
+            self._requeue(batch)
             return False
-        self._patient_until = self._attention.seconds() + ADMIT_SECONDS
-        self.breaker = after_success(self.breaker, self._now_ms())
+        self._deadlines.note_answer()
+        self._note_answer(is_cold=False)
+        self._wants_call = False
         self.clock.saw(reply, sent_at)
-        is_cold = False
         for pending, answer in zip(batch, reply.answers, strict=True):
             if isinstance(pending.operation, Admit):
                 self._admitted(pending, pending.operation, answer)
-                is_cold = is_cold or answer[0] == Outcome.COLD
-            elif pending.future is None:
-                self._finish(pending, answer)
             else:
-                pending.answer(answer)
-        if is_cold:
-            # Read anew before the next call; until then every admit answers COLD.
-            self._connection.counter_epoch = b""
+                self._finish(pending, answer, reply.now_ms)
         return True
 
     def _encode(self, batch: list[Pending]) -> tuple[list[str], list[bytes]]:
         for pending in batch:
             pending.attempts += 1
             if isinstance(pending.operation, Admit):
-                not_after = self._loop.time() + self._left(pending)
+                not_after = self._loop.time() + self._deadlines.left(pending)
                 pending.operation.not_after_ms = self.clock.server_ms(not_after)
         return encode([pending.operation for pending in batch], self._keyspace)
 
@@ -296,12 +293,15 @@ class Batcher:
         outcome = answer[0]
         if outcome in _HELD:
             if not pending.answer(answer):
-                self._release(pending)
+                self._queues.undo(pending)
             return
+        if outcome == Outcome.COLD:
+            # Somebody emptied Redis under this connection, or its counters were rebuilt meanwhile.
+            self._wants_look = self._wants_call = True
         if outcome in _TRY_AGAIN and self._may_retry(pending):
             if outcome == Outcome.STALE:
                 self._rebind(operation, self.clock.now_ms(self._loop.time()))
-            self._first.appendleft(pending)
+            self._queues.put_back(pending)
             return
         if outcome == Outcome.DENY:
             pending.answer(answer)
@@ -311,48 +311,51 @@ class Batcher:
             _logger.error("admit failed: %s", answer[1])
         if pending.is_unknown or outcome == Outcome.FAULT:
             # An earlier attempt may have taken effect, or may yet.
-            self._release(pending)
+            self._queues.undo(pending)
 
-    def _finish(self, pending: Pending, answer: Answer) -> None:
-        if answer[0] == Outcome.FAULT:
+    def _finish(self, pending: Pending, answer: Answer, now_ms: int) -> None:
+        operation = pending.operation
+        if len(answer) > 1 and answer[1]:
+            for crossing in crossings_of(operation, answer, now_ms):
+                # Not from here: a fault of theirs must not keep others from their answers.
+                self._loop.call_soon(self._on_crossing, crossing)
+        if answer[0] == Outcome.COLD:
+            self._wants_look = self._wants_call = True
+        if pending.future is not None:
+            pending.answer(answer)
+        elif answer[0] == Outcome.FAULT:
             # It would fail the same way again; the ledger knows what was spent.
-            self.dropped += 1
-            _logger.error("%s failed: %s", type(pending.operation).__name__, answer[1])
+            self._faults += 1
+            _logger.error("%s failed: %s", type(operation).__name__, answer[1])
 
-    def _requeue(self, batch: list[Pending], is_sent: bool) -> None:
+    def _requeue(self, batch: list[Pending]) -> None:
         for pending in reversed(batch):
             if not isinstance(pending.operation, Admit):
-                if pending.future is None or not pending.future.done():
-                    self._background.appendleft(pending)
+                if not pending.is_abandoned:
+                    self._queues.put_back(pending)
                 continue
-            pending.is_unknown = pending.is_unknown or is_sent
+            pending.is_unknown = True
             if self._may_retry(pending):
-                self._first.appendleft(pending)
+                self._queues.put_back(pending)
                 continue
             pending.fail("the counters did not answer in time")
-            if pending.is_unknown:
-                self._release(pending)
+            self._queues.undo(pending)
 
     def _may_retry(self, pending: Pending) -> bool:
         return (
             pending.attempts < ADMIT_ATTEMPTS
             and pending.future is not None
             and not pending.future.done()
-            and self._left(pending) > 0
+            and self._deadlines.left(pending) > 0
         )
 
-    def _release(self, pending: Pending) -> None:
-        """Undo an admit that nobody waits for any more, whatever became of it."""
-        if isinstance(pending.operation, Admit):
-            operation = pending.operation
-            self.push_later(Release(operation.request_id, operation.bound))
+    def _note_answer(self, is_cold: bool) -> None:
+        if self.availability.succeeded(is_cold):
+            _logger.info("limits available again")
 
     def _note_failure(self, error: BaseException) -> None:
-        was_open = self.breaker.is_open
-        if was_open or self._connection.late_seconds <= LATE_LOOP_SECONDS:
-            self.breaker = after_failure(self.breaker, self._now_ms())
-        if self.breaker.is_open and not was_open:
+        # Until it is known whether Redis is away, it is asked again.
+        self._wants_call = True
+        is_late = self._connection.late_seconds > LATE_LOOP_SECONDS
+        if (self.availability.breaker.is_open or not is_late) and self.availability.failed():
             _logger.warning("limits unavailable: %s: %s", type(error).__name__, error)
-
-    def _now_ms(self) -> int:
-        return int(self._loop.time() * 1000)

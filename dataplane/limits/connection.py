@@ -1,39 +1,61 @@
-"""One connection to Redis, its deadlines, and the counter epoch of what it found there."""
+"""One connection to Redis, its deadlines, and the counter epoch of what it found there.
+
+Counters belong to an epoch, `<random hex>-<run id of the server>`, that whoever rebuilt them wrote.
+Without one, or with that of another run, they are cold: emptied, restored, or those of a server that
+restarted or took over and may have lost the last writes. This module never writes an epoch.
+"""
 
 import asyncio
+import re
 import secrets
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import hiredis
-from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from dataplane.limits.counters import Keyspace
 from dataplane.limits.patience import Deadline
 from dataplane.limits.script import Script
+from dataplane.limits.target import Target, pool_of, target_of
 
-# Limits page, section 11. The library's own defaults can wait for more than a minute
-# on a server that was stopped.
+# Limits page, section 11.
 TIMEOUT_SECONDS: Final = 0.05
 
 # What a call can raise when Redis is away, slow, or refuses; the connection is closed then.
 RedisFailure = (RedisError, OSError, EOFError)
+
+_RUN_ID: Final = re.compile(rb"^run_id:(\S+)", re.MULTILINE)
+_REPLICA: Final = re.compile(rb"^role:slave", re.MULTILINE)
+
+
+def new_epoch(run_id: str) -> str:
+    """Return an epoch for counters that were just rebuilt on the server of `run_id`."""
+    return f"{secrets.token_hex(16)}-{run_id}"
+
+
+def is_epoch_of(epoch: bytes | None, run_id: str) -> bool:
+    """Tell whether counters of `epoch` were rebuilt in the run of the server that has them."""
+    return epoch is not None and epoch.endswith(f"-{run_id}".encode())
 
 
 class RedisConnection:
     """Runs the limiter's script, one call at a time.
 
     Not for concurrent use: the batcher owns it. Whatever goes wrong within a call
-    closes the connection, so that no later call reads an answer that is not its own.
+    closes the connection, so that no later call reads an answer that is not its own, and the next
+    one goes to wherever the primary is by then.
+
+    Attributes:
+        counter_epoch: That of the counters; empty while they are cold.
+        is_cold: Whether they were cold when last looked at; false before anybody looked.
+        late_seconds: How far the last failure overran its deadline: our own loop was that late.
     """
 
     def __init__(
         self,
-        redis_url: str,
+        target: Target | str,
         keyspace: Keyspace,
         script: Script,
         timeout_seconds: float = TIMEOUT_SECONDS,
@@ -41,41 +63,48 @@ class RedisConnection:
         """Prepare a connection; nothing is opened yet.
 
         Raises:
-            ValueError: `redis_url` is not a redis://, rediss:// or unix:// URL.
+            ValueError: The target's URL is not a redis://, rediss:// or unix:// one.
         """
         self._keyspace = keyspace
         self._script = script
         self.timeout_seconds = timeout_seconds
-        # The pool only reads the URL and builds the right kind of connection.
-        pool = ConnectionPool.from_url(
-            redis_url,
-            # Deadlines are ours: the library's would count a turn of our own loop that was late.
-            socket_timeout=None,
-            socket_connect_timeout=None,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=False,
-        )
+        # The pool only builds the right kind of connection. Deadlines are ours: the library's would
+        # count a turn of our own loop that was late.
+        pool = pool_of(target_of(target), timeout_seconds=None)
         self.link: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call] # the library has no annotation here
-        # How far the last failure overran its deadline: our own loop was that late.
         self.late_seconds = 0.0
         self.counter_epoch = b""
+        self.is_cold = False
 
     async def open(self) -> None:
-        """Connect if there is no connection, and learn the counter epoch.
+        """Connect and look, if there is no connection.
 
         Raises:
-            RedisError, OSError: Redis cannot be reached in time.
+            RedisError, OSError: Redis cannot be reached in time, or is a replica.
         """
-        if self.link.is_connected and self.counter_epoch:
-            return
+        if not self.link.is_connected:
+            await self.look()
+
+    async def look(self) -> None:
+        """See whether the counters are cold, and learn their epoch; connect before if need be.
+
+        Raises:
+            RedisError, OSError: Redis cannot be reached in time, or is a replica.
+        """
         async with _Attempt(self), Deadline(self.timeout_seconds):
             await self.link.connect()  # type: ignore[no-untyped-call] # the library has no annotation here
-        key = self._keyspace.epoch
         async with _Attempt(self), Deadline(self.timeout_seconds):
-            await self.link.send_command("SET", key, secrets.token_hex(16), "NX")
-            await self.link.read_response()
-            await self.link.send_command("GET", key)
-            self.counter_epoch = await self.link.read_response() or b""
+            server, replication, epoch = await self._read(
+                ("INFO", "server"), ("INFO", "replication"), ("GET", self._keyspace.epoch)
+            )
+            run_id = _RUN_ID.search(server)
+            if run_id is None:
+                raise RedisError("the server does not tell its run id")
+            if _REPLICA.search(replication):
+                # Its counters are of use to nobody; the next connect asks where the primary is.
+                raise ReadOnlyError("the server is a replica")
+        self.is_cold = not is_epoch_of(epoch, run_id[1].decode())
+        self.counter_epoch = b"" if self.is_cold else epoch
 
     async def run(self, keys: Sequence[str], arguments: Sequence[bytes]) -> bytes:
         """Call the script with the counter epoch and `arguments`; return its packed answer.
@@ -97,14 +126,18 @@ class RedisConnection:
         await self.link.disconnect()
 
     async def _ask(self, *command: str | int | bytes) -> bytes:
-        # Packed in C: the library's own packing costs 0.5 µs an argument, and a batch has a
-        # thousand of them.
-        packed = hiredis.pack_command(command)  # type: ignore[arg-type] # its stub names a tuple of one
-        await self.link.send_packed_command([packed], check_health=False)
-        answer = await self.link.read_response()
+        [answer] = await self._read(command)
         if not isinstance(answer, bytes):
             raise RedisError("the script answered something else than bytes")
         return answer
+
+    async def _read(self, *commands: tuple[str | int | bytes, ...]) -> list[Any]:
+        """Return the answers to commands that are sent together; Any: what they are depends."""
+        # Packed in C: the library's own packing costs 0.5 µs an argument, and a batch has a
+        # thousand of them.
+        packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type] # its stub names a tuple of one
+        await self.link.send_packed_command(packed, check_health=False)
+        return [await self.link.read_response() for _ in commands]
 
 
 class _Attempt:

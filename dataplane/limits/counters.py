@@ -4,23 +4,35 @@
 
 `1` is the version of the layout and `{g}` the hash tag that keeps all keys of one
 script on one shard. The period is part of the key, so a new day needs no reset.
+Subjects may hold `:` and `.` (`gpt-4.1`, `ft:gpt-4o:acme`), so a key is read from both ends.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Final
 from weakref import WeakKeyDictionary
 
 import msgspec
 
-from dataplane.domain.limiting import Layer, LayerKind, LayerPlan, Unit, Window
+from dataplane.domain.counters import CounterName
+from dataplane.domain.limiting import (
+    Layer,
+    LayerKind,
+    LayerPlan,
+    SubjectKind,
+    Unit,
+    Window,
+)
 from dataplane.domain.periods import FOREVER_MS, Calendar
 
 LEASE_MS: Final = 30_000
 # Until another node reaps what a dead one left, that node settles it when it restarts:
 # a reservation that expired before would leave its hold behind.
 RESERVATION_MS: Final = 24 * 3_600_000
-# A late settle corrects what a reaper charged for this long.
+# A late settle corrects what a reaper charged for this long after its record was acknowledged.
 REAPED_MS: Final = 3_600_000
+# Until then the record is kept for so long: whoever reports it needs its meta.
+UNREPORTED_MS: Final = 3 * 86_400_000
 # Longer than any admit can be under way.
 TOMBSTONE_MS: Final = 60_000
 # Settles of the last requests of a period arrive after its end.
@@ -39,8 +51,25 @@ PERIOD_REQUESTS: Final = 3
 PERIOD_TOKENS: Final = 4
 SPEND: Final = 5
 PARALLEL: Final = 6
+RATE: Final = 7
+SOFT_SPEND: Final = 8
+
+# Both kinds of spend count in the same hash; a soft one holds what is expected.
+SPEND_CODES: Final = frozenset({SPEND, SOFT_SPEND})
+
+# A packed plan has for each layer: code, offset of its key, capacity, whether it is a shadow, and
+# three more that its kind needs (else 0).
+LAYER_FIELDS: Final = 7
+# A record lists a counter as code, key, amount, slot of a rolling window or capacity of a
+# budget (negative: a shadow one; else 0), and the limiter time at which it ends (or 0).
+COUNTER_FIELDS: Final = 5
+
+# So far ahead a rate counts, whatever its burst: 142 years, in microseconds. Its arrival times
+# stay exact to the unit.
+_MOST_AHEAD_US: Final = 2**52
 
 _CODES: Final = {
+    (LayerKind.RATE, Unit.REQUESTS): RATE,
     (LayerKind.ROLLING, Unit.REQUESTS): ROLLING_REQUESTS,
     (LayerKind.ROLLING, Unit.TOKENS): ROLLING_TOKENS,
     (LayerKind.PERIOD, Unit.REQUESTS): PERIOD_REQUESTS,
@@ -49,6 +78,51 @@ _CODES: Final = {
     (LayerKind.PARALLEL, Unit.PARALLEL): PARALLEL,
 }
 _ENCODER: Final = msgspec.msgpack.Encoder()
+
+_CALENDAR_KINDS: Final = frozenset({LayerKind.PERIOD, LayerKind.SPEND})
+
+
+def _names() -> dict[str, tuple[SubjectKind, Unit, Window, LayerKind]]:
+    """Return every public name of a layer, and what it says."""
+    windows: dict[Unit, tuple[Window, ...]] = {
+        Unit.REQUESTS: (Window.RATE, Window.MINUTE, Window.DAY, Window.MONTH, Window.TOTAL),
+        Unit.TOKENS: (Window.MINUTE, Window.DAY, Window.MONTH, Window.TOTAL),
+        Unit.SPEND: (Window.DAY, Window.MONTH, Window.TOTAL),
+        Unit.PARALLEL: (Window.NONE,),
+    }
+    layers = (
+        Layer(subject, "", unit, window, 1, every_ms=1000 if window is Window.RATE else 0)
+        for subject in SubjectKind
+        for unit in windows
+        for window in windows[unit]
+    )
+    return {each.name: (each.subject_kind, each.unit, each.window, each.kind) for each in layers}
+
+
+_LAYER_NAMES: Final = _names()
+_LAYERS: Final = {
+    (subject, unit, window): (name, kind)
+    for name, (subject, unit, window, kind) in _LAYER_NAMES.items()
+}
+# A period of a calendar counter and its reset generation, at the end of its key.
+_PERIOD_TAIL: Final = re.compile(r"(\d{6}|\d{8}|total)(?:\.([1-9]\d*))?", re.ASCII)
+# What a reset generation looks like at the end of a key without a period.
+_GENERATION_TAIL: Final = re.compile(r"\.(0|[1-9]\d*)\Z", re.ASCII)
+
+
+def layer_kind(name: CounterName) -> LayerKind:
+    """Return the algorithm that counts a counter."""
+    return _LAYERS[name.subject_kind, name.unit, name.window][1]
+
+
+def layer_name(name: CounterName) -> str:
+    """Return the public name of a counter's layer, such as `user_requests_per_day`."""
+    return _LAYERS[name.subject_kind, name.unit, name.window][0]
+
+
+def counter_code(name: CounterName) -> int:
+    """Return the kind of a counter as the script knows it; every budget is `SPEND` here."""
+    return _CODES[layer_kind(name), name.unit]
 
 
 class Keyspace:
@@ -59,6 +133,11 @@ class Keyspace:
         self.clock = f"{self.prefix}clk"
         self.epoch = f"{self.prefix}epoch"
         self.leases = f"{self.prefix}leases"
+        self.reaped = f"{self.prefix}reaped"
+        self.maintenance = f"{self.prefix}maint"
+        self.fence = f"{self.prefix}fence"
+        self.nodes = f"{self.prefix}nodes"
+        self.rebuild = f"{self.prefix}rebuild"
 
     def reservation(self, request_id: str) -> str:
         """Return the key of a request's reservation or tombstone."""
@@ -66,9 +145,56 @@ class Keyspace:
 
     def counter(self, layer: Layer, period_id: str = "") -> str:
         """Return the key of a layer's counter, in a period if it has periods."""
-        period = f":{period_id}" if period_id else ""
-        generation = f".{layer.reset_generation}" if layer.reset_generation else ""
-        return f"{self.prefix}{layer.kind}:{layer.name}:{layer.subject_id}{period}{generation}"
+        return self._key(
+            layer.kind, layer.name, layer.subject_id, period_id, layer.reset_generation
+        )
+
+    def counter_key(self, name: CounterName) -> str:
+        """Return the key of the counter that is called so."""
+        kind, layer = layer_kind(name), layer_name(name)
+        return self._key(kind, layer, name.subject_id, name.period_id, name.reset_generation)
+
+    def parse_counter(self, key: str) -> CounterName | None:
+        """Return what a key says, or None when it is no counter of this key space.
+
+        The period is empty for counters that have none: rates, rolling windows, parallel sets.
+        """
+        if not key.startswith(self.prefix):
+            return None
+        kind, _, rest = key[len(self.prefix) :].partition(":")
+        layer, separator, tail = rest.partition(":")
+        known = _LAYER_NAMES.get(layer)
+        if known is None or not separator or known[3] != kind:
+            return None
+        subject_kind, unit, window, _ = known
+        if kind in _CALENDAR_KINDS:
+            subject_id, separator, period = tail.rpartition(":")
+            match = _PERIOD_TAIL.fullmatch(period)
+            if match is None or not separator:
+                return None
+            generation = int(match[2] or 0)
+            return CounterName(subject_kind, subject_id, unit, window, match[1], generation)
+        match = _GENERATION_TAIL.search(tail)
+        generation = int(match[1]) if match else 0
+        subject_id = tail[: match.start()] if match else tail
+        return CounterName(subject_kind, subject_id, unit, window, "", generation)
+
+    def rebuild_list(self, rebuild_id: str, node_id: str) -> str:
+        """Return the key of what a node hands over to a rebuild."""
+        return f"{self.rebuild}:{rebuild_id}:{node_id}"
+
+    def rebuild_frozen(self, rebuild_id: str) -> str:
+        """Return the key of the nodes that have handed over what they had."""
+        return f"{self.rebuild}:{rebuild_id}:frozen"
+
+    def _key(
+        self, kind: LayerKind, name: str, subject_id: str, period_id: str, generation: int
+    ) -> str:
+        tail = f":{period_id}" if period_id else ""
+        # `gpt-4` in its first generation must not share a counter with `gpt-4.1` in none.
+        if generation or (not period_id and _GENERATION_TAIL.search(subject_id)):
+            tail += f".{generation}"
+        return f"{self.prefix}{kind}:{name}:{subject_id}{tail}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,6 +208,7 @@ class BoundPlan:
         parallel_keys: Those of `keys` that are sets of requests in flight.
         period_ids: Per layer its period and the next one; empty for layers without.
         packed: The layers as the admit script reads them.
+        layers: The same, unpacked: `LAYER_FIELDS` values for each.
         valid_from_ms: Limiter time from which the first periods run.
         valid_until_ms: Limiter time at which the first of them ends.
     """
@@ -90,6 +217,7 @@ class BoundPlan:
     parallel_keys: tuple[str, ...]
     period_ids: tuple[tuple[str, str], ...]
     packed: msgspec.Raw
+    layers: tuple[tuple[int, ...], ...]
     valid_from_ms: int
     valid_until_ms: int
 
@@ -119,33 +247,49 @@ class Binder:
         keys: list[str] = []
         parallel_keys: list[str] = []
         period_ids: list[tuple[str, str]] = []
-        packed: list[tuple[int, ...]] = []
+        layers: list[tuple[int, ...]] = []
         valid_from_ms, valid_until_ms = 0, FOREVER_MS
         for layer in plan.layers:
-            head = (_CODES[layer.kind, layer.unit], len(keys), layer.capacity, int(layer.is_shadow))
-            if layer.kind is LayerKind.ROLLING:
-                keys.append(self._keyspace.counter(layer))
-                period_ids.append(("", ""))
-                packed.append((*head, _WINDOW_MS[layer.window] // SLOTS))
-            elif layer.kind is LayerKind.PARALLEL:
-                keys.append(self._keyspace.counter(layer))
-                parallel_keys.append(keys[-1])
-                period_ids.append(("", ""))
-                packed.append(head)
-            else:
+            head = (_code(layer), len(keys), layer.capacity, int(layer.is_shadow))
+            if layer.kind in _CALENDAR_KINDS:
                 periods = self._calendar.at(layer.window, layer.time_zone, now_ms)
                 keys.append(self._keyspace.counter(layer, periods.period_id))
                 if periods.next_id != periods.period_id:
                     keys.append(self._keyspace.counter(layer, periods.next_id))
                 period_ids.append((periods.period_id, periods.next_id))
-                packed.append((*head, periods.start_ms, periods.end_ms, periods.next_end_ms))
+                layers.append((*head, periods.start_ms, periods.end_ms, periods.next_end_ms))
                 valid_from_ms = max(valid_from_ms, periods.start_ms)
                 valid_until_ms = min(valid_until_ms, periods.end_ms)
+                continue
+            keys.append(self._keyspace.counter(layer))
+            period_ids.append(("", ""))
+            layers.append((*head, *_details(layer)))
+            if layer.kind is LayerKind.PARALLEL:
+                parallel_keys.append(keys[-1])
         return BoundPlan(
             keys=tuple(keys),
             parallel_keys=tuple(parallel_keys),
             period_ids=tuple(period_ids),
-            packed=msgspec.Raw(_ENCODER.encode(packed)),
+            packed=msgspec.Raw(_ENCODER.encode([value for layer in layers for value in layer])),
+            layers=tuple(layers),
             valid_from_ms=valid_from_ms,
             valid_until_ms=valid_until_ms,
         )
+
+
+def _code(layer: Layer) -> int:
+    if layer.kind is LayerKind.SPEND and not layer.is_hard:
+        return SOFT_SPEND
+    return _CODES[layer.kind, layer.unit]
+
+
+def _details(layer: Layer) -> tuple[int, int, int]:
+    """Return what the script needs to know of a layer without periods."""
+    match layer.kind:
+        case LayerKind.ROLLING:
+            return _WINDOW_MS[layer.window] // SLOTS, 0, 0
+        case LayerKind.RATE:
+            interval_us = layer.emission_interval_us
+            return interval_us, min(interval_us * layer.most_at_once, _MOST_AHEAD_US), 0
+        case _:
+            return 0, 0, 0

@@ -20,6 +20,7 @@ from dataplane.limits.connection import TIMEOUT_SECONDS, RedisConnection, RedisF
 from dataplane.limits.counters import DEFAULT_HASH_TAG, Keyspace
 from dataplane.limits.patience import Deadline
 from dataplane.limits.script import Script
+from dataplane.limits.target import Target
 
 # A call takes about 0.2 ms and there is one connection: the last of these waits some 50 ms.
 MAX_WAITING: Final = 256
@@ -33,7 +34,7 @@ class Guards:
 
     def __init__(
         self,
-        redis_url: str,
+        redis_url: str | Target,
         is_available: Callable[[], bool],
         *,
         hash_tag: str = DEFAULT_HASH_TAG,
@@ -43,7 +44,7 @@ class Guards:
         """Prepare; the connection is opened when it is first needed.
 
         Args:
-            redis_url: Where the counters are; may hold a password.
+            redis_url: Where the counters under the tag are; may hold a password.
             is_available: Whether the limiter's breaker lets calls through; asked each time.
             hash_tag: Sets key spaces on one server apart; the limiter's.
             script: Another text than production's, for tests.

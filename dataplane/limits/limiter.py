@@ -1,11 +1,12 @@
 """Admits requests against all their layers at once, and settles what they took.
 
-Fail-closed: while Redis cannot be asked, nothing is admitted (`LimitsUnavailable`).
-Requests in flight go on, and what they took is written when Redis is back.
+Fail-closed: while Redis cannot be asked, or its counters wait for being rebuilt, nothing is admitted
+(`LimitsUnavailable`). Requests in flight go on, and what they took is written when Redis is back.
 """
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Final, Self
 
 from dataplane.domain.breaker import BreakerState
@@ -21,9 +22,10 @@ from dataplane.domain.limiting import (
     Unit,
 )
 from dataplane.domain.quotas import LayerBalance
-from dataplane.limits.batcher import Batcher
+from dataplane.limits.batcher import Batcher, ignore_crossing
 from dataplane.limits.connection import TIMEOUT_SECONDS, RedisConnection
 from dataplane.limits.counters import DEFAULT_HASH_TAG, LEASE_MS, Binder, Keyspace
+from dataplane.limits.crossings import Crossing
 from dataplane.limits.operations import (
     Admit,
     Answer,
@@ -36,8 +38,10 @@ from dataplane.limits.operations import (
     Release,
     Settle,
 )
-from dataplane.limits.reservation import Reservation, denial_of
+from dataplane.limits.pending import ADMIT_SECONDS
+from dataplane.limits.reservation import Held, Reservation, denial_of
 from dataplane.limits.script import Script, limiter_script
+from dataplane.limits.target import Target
 
 # A third of a lease: two heartbeats may be lost before a slot is given away.
 HEARTBEAT_SECONDS: Final = LEASE_MS / 3000
@@ -46,7 +50,7 @@ _YOUNG_SECONDS: Final = HEARTBEAT_SECONDS / 2
 # So many reservations are queued for renewal before other work gets its turn.
 _HEARTBEATS_A_TURN: Final = 200
 # For calls that no request waits on; longer than a breaker takes to close again.
-_PATIENCE_SECONDS: Final = 5.0
+PATIENCE_SECONDS: Final = 5.0
 
 
 class Limiter:
@@ -63,21 +67,25 @@ class Limiter:
     @classmethod
     async def connect(
         cls,
-        redis_url: str,
+        redis_url: str | Target,
         *,
         hash_tag: str = DEFAULT_HASH_TAG,
         script: Script | None = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
+        on_crossing: Callable[[Crossing], None] = ignore_crossing,
     ) -> Self:
-        """Return a limiter on `redis_url` (redis://, rediss:// or unix://).
+        """Return a limiter on `redis_url` (redis://, rediss:// or unix://), or wherever a target says.
 
-        It does not fail when Redis is away: `is_available` turns true when it answers.
+        It does not fail when Redis is away or cold: `is_available` turns true when its counters can
+        be asked. It never opens a counter epoch itself: that is for whoever rebuilds them.
 
         Args:
             redis_url: Where the counters are; may hold a password.
             hash_tag: Sets key spaces on one server apart.
             script: Another text than production's, for tests.
             timeout_seconds: Of each connect and each call.
+            on_crossing: Called from the event loop with each budget that a settlement of this
+                process brought to 80 or 100 percent; one whose answer was lost is not told.
 
         Raises:
             ValueError: The URL cannot be understood.
@@ -90,19 +98,35 @@ class Limiter:
         def rebind(operation: Admit, now_ms: int) -> None:
             operation.bound = binder.bind(operation.plan, now_ms)
 
-        batcher = Batcher(connection, keyspace, rebind)
+        batcher = Batcher(connection, keyspace, rebind, on_crossing)
         await batcher.start()
         return cls(batcher, binder)
 
     @property
     def is_available(self) -> bool:
-        """Tell whether admits are being asked of Redis, for readiness."""
-        return not self._batcher.breaker.is_open
+        """Tell whether admits are being asked of Redis, for readiness.
+
+        True without traffic too: Redis is asked and looked at every second.
+        """
+        return bool(self._batcher.availability)
+
+    @property
+    def is_cold(self) -> bool:
+        """Tell whether the counters wait for being rebuilt, as last seen."""
+        return self._batcher.availability.is_cold
+
+    @property
+    def available_since(self) -> float:
+        """When the last outage ended, or this limiter began; by the loop's clock in seconds.
+
+        While there is an outage, it still tells of the one before: ask `is_available` first.
+        """
+        return self._batcher.availability.since
 
     @property
     def state(self) -> BreakerState:
-        """The state of the breaker."""
-        return self._batcher.breaker.state
+        """The state of the breaker, which says nothing about cold counters."""
+        return self._batcher.availability.breaker.state
 
     @property
     def queued(self) -> int:
@@ -131,16 +155,24 @@ class Limiter:
             request_id: Made by this data plane; asking again with it counts once.
             plan: The request's layers.
             demand: The most it can take.
-            meta: For whoever finds the reservation after this process died.
+            meta: UTF-8 text for whoever finds the reservation after this process died.
 
         Raises:
             Denied: A layer was short; no counter has moved.
             LimitsUnavailable: Redis did not answer in time.
         """
         if plan.closed_layer is not None:
-            raise Denied(_closed(plan.closed_layer))
+            raise Denied(closed_denial(plan.closed_layer))
         bound = self._binder.bind(plan, self._now_ms())
-        operation = Admit(request_id, plan, bound, demand.tokens, demand.cost_nanousd, meta)
+        operation = Admit(
+            request_id,
+            plan,
+            bound,
+            demand.tokens,
+            demand.cost_nanousd,
+            meta,
+            expected_nanousd=demand.expected_nanousd,
+        )
         future = self._batcher.admit(operation)
         try:
             answer = await future
@@ -151,15 +183,32 @@ class Limiter:
         if answer[0] == Outcome.DENY:
             raise Denied(denial_of(plan, operation.bound, answer))
         reservation = Reservation(
-            request_id, plan, operation.bound, answer, self._loop.time(), self._close
+            operation, answer, self._loop.time(), self._close, self._ask_at_once
         )
         self._active[request_id] = reservation
         return reservation
 
-    async def forfeit(self, request_id: str, deadline_seconds: float = _PATIENCE_SECONDS) -> bool:
-        """Charge a reservation left by a process that died at what it reserved.
+    def in_flight(self) -> list[Held]:
+        """Return what requests hold that are neither settled nor released, for a rebuild."""
+        return [each.held() for each in self._active.values() if each.is_open]
 
-        Idempotent. A true figure that comes within the hour still corrects the money.
+    async def forfeit(
+        self,
+        request_id: str,
+        charged_nanousd: int | None = None,
+        deadline_seconds: float = PATIENCE_SECONDS,
+        *,
+        organization_id: str = "",
+    ) -> bool:
+        """Charge a reservation left by a process that died.
+
+        Idempotent. A true figure that comes within the hour still corrects it.
+
+        Args:
+            request_id: The request.
+            charged_nanousd: What its usage record charges; None: what each budget holds.
+            deadline_seconds: How long it waits for each of two answers.
+            organization_id: Whose it was; it matters where several servers count.
 
         Returns:
             Whether there was a reservation.
@@ -170,17 +219,21 @@ class Limiter:
         keys = await self._keys_of(request_id, deadline_seconds)
         if keys is None:
             return False
-        answer = await self._batcher.ask(Reap(request_id, keys), deadline_seconds)
-        return _was_found(answer)
+        operation = Reap(request_id, keys, charged_nanousd=charged_nanousd)
+        return _was_found(await self._batcher.ask(operation, deadline_seconds))
 
     async def settle_again(
         self,
         request_id: str,
         tokens: int,
         cost_nanousd: int,
-        deadline_seconds: float = _PATIENCE_SECONDS,
+        deadline_seconds: float = PATIENCE_SECONDS,
+        *,
+        organization_id: str = "",
     ) -> bool:
         """Settle a request of a former process from its record; idempotent.
+
+        Its organization matters where several servers count.
 
         Returns:
             Whether there was a reservation; false means that it was settled before.
@@ -195,15 +248,17 @@ class Limiter:
         return _was_found(await self._batcher.ask(operation, deadline_seconds))
 
     async def balances(
-        self, plan: LayerPlan, deadline_seconds: float = _PATIENCE_SECONDS
+        self, plan: LayerPlan, deadline_seconds: float = PATIENCE_SECONDS
     ) -> tuple[LayerBalance, ...]:
         """Return what every layer of `plan` has counted, read at one instant.
 
         Raises:
-            LimitsUnavailable: No answer in time.
+            LimitsUnavailable: No answer in time, or the counters are cold.
         """
         answer: Answer = [Outcome.STALE]
         for _ in range(2):
+            if self.is_cold:
+                raise LimitsUnavailable("the counters are being rebuilt")
             # Twice: the answer to the first brings the clock that a stale period lacked.
             bound = self._binder.bind(plan, self._now_ms())
             answer = await self._batcher.ask(Balance(bound), deadline_seconds)
@@ -238,14 +293,19 @@ class Limiter:
         self._active.pop(reservation.request_id, None)
         self._batcher.push(operation)
 
+    async def _ask_at_once(self, operation: Operation) -> Answer:
+        """Ask for a caller who waits as long as one who wants to be admitted."""
+        if not self.is_available:
+            raise LimitsUnavailable("the counters cannot be asked")
+        return await self._batcher.ask(operation, ADMIT_SECONDS)
+
     async def _keys_of(self, request_id: str, deadline_seconds: float) -> list[str] | None:
         answer = await self._batcher.ask(Find(request_id), deadline_seconds)
-        return answer[1] if _was_found(answer) else None
+        return answer[2] if _was_found(answer) else None
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS)
-            self._batcher.poke()
             await self.renew_leases()
 
     async def renew_leases(self) -> None:
@@ -276,7 +336,7 @@ def _is_admitted(future: asyncio.Future[Answer]) -> bool:
     return bool(future.result()[0] in (Outcome.OK, Outcome.DUPLICATE))
 
 
-def _closed(layer: Layer) -> Denial:
+def closed_denial(layer: Layer) -> Denial:
     """Return the denial by a layer whose capacity is 0; Redis need not be asked."""
     standing = Standing(layer=layer, remaining=0, reset_ms=NEVER_MS, period_id="")
     is_money = layer.unit is Unit.SPEND

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from dataplane.domain.limiting import LayerPlan
-from dataplane.limits.counters import BoundPlan, Keyspace
+from dataplane.limits.counters import COUNTER_FIELDS, BoundPlan, Keyspace
 
 
 class Verb(IntEnum):
@@ -26,6 +26,17 @@ class Verb(IntEnum):
     HEARTBEAT = 5
     FIND = 6
     BALANCE = 7
+    EXTEND = 8
+    OVERDUE = 9
+    UNREPORTED = 10
+    FORGET = 11
+    MAINTAIN = 12
+    RESIGN = 13
+    CORRECT = 14
+    RESTORE = 15
+    OPEN_EPOCH = 16
+    RESET_CLOCK = 17
+    CANCEL = 18
 
 
 class Outcome(IntEnum):
@@ -35,7 +46,9 @@ class Outcome(IntEnum):
     `EXPIRED` the caller has stopped waiting. `COLD` the counters are not those of the
     caller's epoch. `RELEASED` the request was given back already. `STALE` the
     periods sent do not hold the limiter's time. `GONE` there is no reservation. `FAULT` the
-    operation met something it does not understand.
+    operation met something it does not understand. `TAKEN` another node maintains the counters.
+    `MOVED` what the caller had read has changed meanwhile. `FENCED` the caller no longer
+    maintains the counters.
     """
 
     OK = 0
@@ -47,7 +60,18 @@ class Outcome(IntEnum):
     STALE = 6
     GONE = 7
     FAULT = 8
+    TAKEN = 9
+    MOVED = 10
+    FENCED = 11
 
+
+# For whoever needs no maintenance lease, such as a node that forfeits what it reserved itself.
+NO_FENCE: Final = -1
+
+
+# States of a reservation, as `Find` answers them.
+HELD: Final = 1
+REAPED: Final = 2
 
 # The counter epoch and the packed batch come before the texts.
 _FIXED_ARGUMENTS: Final = 2
@@ -63,7 +87,9 @@ class Layout:
     __slots__ = ("_bases", "_declared", "keys", "plans", "texts")
 
     def __init__(self, keyspace: Keyspace) -> None:
-        self.keys: list[str] = [keyspace.clock, keyspace.epoch, keyspace.leases]
+        self.keys: list[str] = [
+            keyspace.clock, keyspace.epoch, keyspace.leases, keyspace.reaped,
+        ]  # fmt: skip
         self.plans: list[msgspec.Raw] = []
         self.texts: list[bytes] = []
         self._bases: dict[int, tuple[int, int]] = {}
@@ -115,7 +141,12 @@ class Operation(Protocol):
 
 @dataclass(slots=True)
 class Admit:
-    """Reserve from every layer or from none. Times are server milliseconds."""
+    """Reserve from every layer or from none. Times are server milliseconds.
+
+    Hard budgets hold `cost_nanousd`, soft ones `expected_nanousd` (None: the same). `meta` is
+    UTF-8 text for whoever finds the reservation after its owner died.
+    Answers as told in `scripts/admit.lua`.
+    """
 
     request_id: str
     plan: LayerPlan
@@ -124,6 +155,12 @@ class Admit:
     cost_nanousd: int
     meta: bytes
     not_after_ms: int = 0
+    expected_nanousd: int | None = None
+
+    @property
+    def soft_nanousd(self) -> int:
+        """What soft budgets hold."""
+        return self.cost_nanousd if self.expected_nanousd is None else self.expected_nanousd
 
     def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
         """Declare the reservation and the plan."""
@@ -139,12 +176,18 @@ class Admit:
             self.cost_nanousd,
             self.not_after_ms,
             layout.text(self.meta),
+            self.soft_nanousd,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """Replace what a request holds by what it took."""
+    """Replace what a request holds by what it took.
+
+    Answers `[OK, crossings]`, or `[GONE]` when no reservation of this counter epoch is left.
+    Crossings are `[key, percent, capacity, settled, held]` of each budget that came to 80 or
+    100 percent, once per counter and percentage; here, in `Reap` and in `Correct`.
+    """
 
     request_id: str
     tokens: int
@@ -160,28 +203,65 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give back what a request reserved, or see that a late admit of it does nothing."""
+    """Give back what a request reserved, or see that a late admit of it does nothing.
+
+    `keys` are its counters, from `Find`, where nobody has the plan.
+    """
 
     request_id: str
     bound: BoundPlan | None = None
+    keys: Sequence[str] = ()
 
     def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
         """Declare the reservation and its counters."""
-        key = _declare(layout, keyspace, self.request_id, self.bound, ())
+        key = _declare(layout, keyspace, self.request_id, self.bound, self.keys)
         return (int(Verb.RELEASE), key, self.request_id)
 
 
 @dataclass(frozen=True, slots=True)
+class Cancel:
+    """Undo one admission of a request, which may be asked for again.
+
+    Answers `[OK]`, or `[GONE]` when there is no admission of `admitted_at_ms`, limiter time, or it
+    belongs to another counter epoch.
+    """
+
+    request_id: str
+    bound: BoundPlan
+    admitted_at_ms: int
+
+    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
+        """Declare the reservation and the plan."""
+        key = layout.key(keyspace.reservation(self.request_id))
+        plan, base = layout.plan(self.bound)
+        return (int(Verb.CANCEL), key, self.request_id, plan, base, self.admitted_at_ms)
+
+
+@dataclass(frozen=True, slots=True)
 class Reap:
-    """Charge a reservation whose owner died at what it reserved."""
+    """Charge a reservation whose owner died, and list it until its usage record is in the ledger.
+
+    Answers `[OK, crossings]`; `[DUPLICATE]` when it was reaped before; `[GONE]` when there is
+    none; `[FENCED]`; `[MOVED]` when a fence is given and the owner's lease still runs.
+
+    Attributes:
+        request_id: The request.
+        keys: Its counters, from `Find`.
+        fence: Of the maintenance lease; `NO_FENCE` for a node that forfeits its own request.
+        charged_nanousd: What its record charges; None: every budget is charged what it holds.
+    """
 
     request_id: str
     keys: Sequence[str]
+    fence: int = NO_FENCE
+    charged_nanousd: int | None = None
 
     def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
         """Declare the reservation and its counters."""
         key = _declare(layout, keyspace, self.request_id, None, self.keys)
-        return (int(Verb.REAP), key, self.request_id)
+        charged = -1 if self.charged_nanousd is None else self.charged_nanousd
+        fence = _fence(layout, keyspace, self.fence)
+        return (int(Verb.REAP), key, self.request_id, charged, *fence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +280,12 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Find:
-    """Ask which counters a reservation holds."""
+    """Ask what a reservation holds.
+
+    Answers `[OK, state, [key, …], meta, [key, held, …]]` or `[GONE]`: `state` is `HELD` or `REAPED`,
+    the keys are all that a settle would move, the meta is text, and the last are the holds of
+    budgets in nano-USD; none when it was reaped or belongs to another counter epoch.
+    """
 
     request_id: str
 
@@ -219,6 +304,207 @@ class Balance:
     def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
         """Declare the plan."""
         return (int(Verb.BALANCE), *layout.plan(self.bound))
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Raise what the soft budgets of a request hold to `expected_nanousd`, all of them or none.
+
+    Answers `[OK]`, also when they hold that much already; `[DENY]` when one has no room: nothing
+    changed; `[GONE]` when the request is no longer held.
+    """
+
+    request_id: str
+    bound: BoundPlan
+    expected_nanousd: int
+
+    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
+        """Declare the reservation and its counters."""
+        key = _declare(layout, keyspace, self.request_id, self.bound, ())
+        return (int(Verb.EXTEND), key, self.expected_nanousd)
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """Ask for at most `limit` requests whose lease has run out, oldest first.
+
+    Answers `[OK, now, [request id, …]]`.
+    """
+
+    limit: int
+    request_id: str = ""
+
+    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
+        """Declare nothing."""
+        return (int(Verb.OVERDUE), self.limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreported:
+    """Ask for at most `limit` reaped requests whose record may not be in the ledger, oldest first.
+
+    Answers `[OK, now, [request id, …]]`.
+    """
+
+    limit: int
+    request_id: str = ""
+
+    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
+        """Declare nothing."""
+        return (int(Verb.UNREPORTED), self.limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Take a reaped request off the list: its record is in the ledger.
+
+    A late settle can correct its charge for an hour more. Answers `[OK]`, or `[GONE]` when it is not listed.
+    """
+
+    request_id: str
+
+    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
+        """Declare the reservation."""
+        key = layout.key(keyspace.reservation(self.request_id))
+        return (int(Verb.FORGET), key, self.request_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Maintain:
+    """Take or renew the lease of the node that maintains the counters.
+
+    Answers `[OK, fence]`; the number rises whenever the lease is taken anew, even after the server
+    lost its data. `[TAKEN, node id]` while another node has it.
+    """
+
+    node_id: str
+    lease_ms: int
+    request_id: str = ""
+
+    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
+        """Declare the lease and its number."""
+        lease, fence = layout.key(keyspace.maintenance), layout.key(keyspace.fence)
+        return (int(Verb.MAINTAIN), lease, fence, self.node_id, self.lease_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Resign:
+    """Give up the maintenance lease. Answers `[OK]`, or `[GONE]` when `node_id` does not have it."""
+
+    node_id: str
+    request_id: str = ""
+
+    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
+        """Declare the lease."""
+        return (int(Verb.RESIGN), layout.key(keyspace.maintenance), self.node_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Correct:
+    """Set a counter of a calendar period, if it still is what the caller has read.
+
+    Answers `[OK, crossings]`; `[MOVED]` when it is something else by now; `[FENCED]`.
+
+    Attributes:
+        key: The counter; one that does not exist reads as 0 and is created.
+        code: `PERIOD_REQUESTS`, `PERIOD_TOKENS`, `SPEND` or `SOFT_SPEND`; both of the last are one.
+        settled_before: What it is; the count, for one that is not money.
+        settled: What it shall be.
+        held_before: What it holds; not read for one that is not money.
+        held: What it shall hold.
+        ends_ms: Limiter time at which its period ends; `FOREVER_MS` for a total.
+        fence: Of the maintenance lease.
+        capacity: Of the budget, for the crossings; 0 tells of none.
+    """
+
+    key: str
+    code: int
+    settled_before: int
+    settled: int
+    held_before: int
+    held: int
+    ends_ms: int
+    fence: int = NO_FENCE
+    capacity: int = 0
+    request_id: str = ""
+
+    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
+        """Declare the counter."""
+        return (
+            int(Verb.CORRECT),
+            layout.key(self.key),
+            self.code,
+            self.settled_before,
+            self.settled,
+            self.held_before,
+            self.held,
+            self.ends_ms,
+            self.capacity,
+            *_fence(layout, keyspace, self.fence),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Make a reservation anew while lost counters are rebuilt, and count what it holds.
+
+    Answers `[OK]`; `[DUPLICATE]` when it belongs to `epoch` already; `[RELEASED]`; `[FENCED]`.
+
+    Attributes:
+        request_id: The request.
+        counters: As in `Held`; rolling windows among them are left out, they start empty.
+        meta: As its admit had it.
+        admitted_at_ms: Limiter time of its admission.
+        epoch: The counter epoch that is being built.
+        fence: Of the maintenance lease.
+    """
+
+    request_id: str
+    counters: Sequence[int | str]
+    meta: bytes
+    admitted_at_ms: int
+    epoch: str
+    fence: int = NO_FENCE
+
+    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
+        """Declare the reservation and its counters."""
+        keys = [str(key) for key in self.counters[1::COUNTER_FIELDS]]
+        key = _declare(layout, keyspace, self.request_id, None, keys)
+        return (
+            int(Verb.RESTORE),
+            key,
+            self.request_id,
+            self.counters,
+            layout.text(self.meta),
+            self.admitted_at_ms,
+            self.epoch,
+            *_fence(layout, keyspace, self.fence),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenEpoch:
+    """Open a counter epoch: the counters are right. Answers `[OK]` or `[FENCED]`."""
+
+    epoch: str
+    fence: int = NO_FENCE
+    request_id: str = ""
+
+    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
+        """Declare nothing of its own."""
+        return (int(Verb.OPEN_EPOCH), self.epoch, *_fence(layout, keyspace, self.fence))
+
+
+@dataclass(frozen=True, slots=True)
+class ResetClock:
+    """Let limiter time go back to the server's clock. Answers `[OK]` or `[FENCED]`."""
+
+    fence: int = NO_FENCE
+    request_id: str = ""
+
+    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
+        """Declare nothing of its own."""
+        return (int(Verb.RESET_CLOCK), *_fence(layout, keyspace, self.fence))
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,3 +555,8 @@ def _declare(
         layout.declare(bound)
     layout.keys.extend(keys)
     return number
+
+
+def _fence(layout: Layout, keyspace: Keyspace, fence: int) -> tuple[int, int]:
+    """Return the number of the key of the newest fence, and the caller's."""
+    return (layout.key(keyspace.fence), fence)

@@ -1,8 +1,10 @@
 -- Reserve a request's demand from every layer of its plan, or from none.
 --
 -- op: {ADMIT, key of the reservation, rid, plan, base, tokens, cost, not_after_ms, argument of
---   the meta}
--- plan: {{code, offset of its key, capacity, is_shadow, p1, p2, p3}, …}, keys counted from `base`
+--   the meta, expected cost}
+-- plan: LAYER_FIELDS values for each layer: code, offset of its key, capacity, is_shadow, p1, p2,
+--   p3; keys are counted from `base`
+--   rate      p1 = emission interval, p2 = how far it may be ahead, in microseconds
 --   rolling   p1 = slot in ms
 --   calendar  p1, p2, p3 = start, end, end of the next period; the next one's key follows its own
 --   parallel  -
@@ -11,12 +13,10 @@
 -- bit i-1 of `nexts` says that layer i fell into its next period.
 -- {DENY, now, nexts, pairs, binding, is_never, settled, held}: the first short layer.
 -- {EXPIRED}, {COLD}, {RELEASED}, {STALE}: nothing was read further and nothing done.
--- Until the last layer has been found to have room, only expired members of
--- parallel sets are written.
-local function is_calendar(code)
-  return code == PERIOD_REQUESTS or code == PERIOD_TOKENS or code == SPEND
-end
-
+-- Until the last layer has been found to have room, nothing is written.
+--
+-- Shadow layers count what they would have refused, but rates: a rate that lets nothing through
+-- does not move, so a shadow one shows what it would do if it were none.
 operations[ADMIT] = function(op)
   -- By the server's own clock: a limiter time that stands still would let an admit
   -- through that waited in a paused server after its caller had left.
@@ -27,106 +27,136 @@ operations[ADMIT] = function(op)
   if earlier == TOMBSTONE then return {RELEASED} end
   if earlier then
     local record = cmsgpack.unpack(earlier)
-    return {DUPLICATE, record[RECORD_ADMITTED], record[RECORD_NEXTS], record[RECORD_PAIRS]}
+    -- One of another counter epoch is in no counter of this one.
+    if record[RECORD_EPOCH] == counter_epoch then
+      local pairs_of = cmsgpack.unpack(record[RECORD_PAIRS])
+      return {DUPLICATE, record[RECORD_ADMITTED], record[RECORD_NEXTS], pairs_of}
+    end
   end
 
-  local plan, base, tokens, cost = plans[op[4]], op[5], op[6], op[7]
-  local pairs_of, chosen, is_fresh, expired = {}, {}, {}, {}
+  local plan, base, tokens, hard, soft = plans[op[4]], op[5], op[6], op[7], op[10]
+  local pairs_of, chosen, ends_of, is_fresh, expired = {}, {}, {}, {}, {}
   local nexts, binding, never, settled, held = 0, 0, 0, 0, 0
+  local i = 0
 
-  for i = 1, #plan do
-    local layer = plan[i]
-    local code, key, capacity, shadow = layer[1], KEYS[base + layer[2]], layer[3], layer[4]
-    local amount, used, spent, reset, fields = 1, 0, 0, 0, nil
-    if code == ROLLING_TOKENS or code == PERIOD_TOKENS then
-      amount = tokens
-    elseif code == SPEND then
-      amount = cost
-    end
-
-    if is_calendar(code) then
-      if now < layer[5] or now >= layer[7] then return {STALE} end
-      local ends = layer[6]
+  for at = 1, #plan, LAYER_FIELDS do
+    i = i + 1
+    local code, key, capacity, p1 = plan[at], KEYS[base + plan[at + 1]], plan[at + 2], plan[at + 4]
+    local amount, remaining, spent, reserved, reset, fields = 1, 0, 0, 0, 0, nil
+    if code == ROLLING_REQUESTS or code == ROLLING_TOKENS then
+      if code == ROLLING_TOKENS then amount = tokens end
+      local used
+      used, fields, expired[i], is_fresh[i] = read_rolling(key, p1)
+      remaining = capacity - used
+      reset = (floor(now / p1) + SLOTS + 1) * p1 - now
+    elseif code == PARALLEL then
+      remaining = capacity - call("ZCOUNT", key, "(" .. int(now), "+inf")
+    elseif code == RATE then
+      local most = plan[at + 5]
+      local ahead = ahead_us(key, p1, most)
+      remaining = capacity > 0 and floor((most - ahead) / p1) or 0
+      if capacity == 0 then
+        reset = NEVER
+      elseif remaining < 1 then
+        reset = ceil((ahead + p1 - most) / 1000)
+      else
+        reset = ceil(ahead / 1000)
+      end
+      ends_of[i] = ahead
+    else
+      local ends = plan[at + 5]
+      if now < p1 or now >= plan[at + 6] then return {STALE} end
       if now >= ends then
-        key, ends = KEYS[base + layer[2] + 1], layer[7]
+        key, ends = KEYS[base + plan[at + 1] + 1], plan[at + 6]
         nexts = nexts + 2 ^ (i - 1)
       end
-      if code == SPEND then
-        local balance = call("HMGET", key, "s", "h")
-        is_fresh[i] = not balance[2]
-        spent = tonumber(balance[1] or "0")
-        used = spent + tonumber(balance[2] or "0")
-      else
+      if code == PERIOD_REQUESTS or code == PERIOD_TOKENS then
+        if code == PERIOD_TOKENS then amount = tokens end
         local count = call("GET", key)
         is_fresh[i] = not count
-        used = tonumber(count or "0")
+        remaining = capacity - tonumber(count or "0")
+      else
+        amount = code == SPEND and hard or soft
+        local balance = call("HMGET", key, "s", "h")
+        is_fresh[i] = not balance[2]
+        spent, reserved = tonumber(balance[1] or "0"), tonumber(balance[2] or "0")
+        remaining = capacity - (spent + reserved)
       end
       reset = ends == FOREVER_MS and NEVER or ends - now
-    elseif code == PARALLEL then
-      call("ZREMRANGEBYSCORE", key, "-inf", int(now))
-      used = call("ZCARD", key)
-    else
-      used, fields, expired[i], is_fresh[i] = read_rolling(key, layer[5])
-      reset = (floor(now / layer[5]) + SLOTS + 1) * layer[5] - now
+      ends_of[i] = ends
     end
     chosen[i] = key
 
-    local remaining = capacity - used
     if amount > remaining or capacity == 0 then
       if fields and amount <= capacity then
-        reset = rolling_wait_ms(fields, layer[5], amount - remaining)
+        reset = rolling_wait_ms(fields, p1, amount - remaining)
       end
-      if shadow == 0 and binding == 0 then
+      if plan[at + 3] == 0 and binding == 0 then
         binding, never = i, (amount > capacity or capacity == 0) and 1 or 0
-        settled, held = spent, code == SPEND and used - spent or 0
+        settled, held = spent, reserved
       end
     end
-    pairs_of[2 * i - 1], pairs_of[2 * i] = math.max(remaining, 0), reset
+    pairs_of[2 * i - 1], pairs_of[2 * i] = max(remaining, 0), reset
   end
   if binding > 0 then
     return {DENY, now, nexts, pairs_of, binding, never, settled, held}
   end
 
-  local counters = {}
-  for i = 1, #plan do
-    local layer, key = plan[i], chosen[i]
-    local code, amount, slot = layer[1], 1, nil
-    if code == PARALLEL then
-      call("ZADD", key, int(now + LEASE_MS), rid)
-      call("PEXPIRE", key, int(2 * LEASE_MS))
-    elseif is_calendar(code) then
-      if code == SPEND then
-        amount = cost
-        call("HINCRBY", key, "h", int(amount))
-      else
+  local counters, n, lease_ends = {}, 0, int(now + LEASE_MS)
+  i = 0
+  for at = 1, #plan, LAYER_FIELDS do
+    i = i + 1
+    local code, key, amount, detail, ends = plan[at], chosen[i], 1, 0, ends_of[i]
+    if code == ROLLING_REQUESTS or code == ROLLING_TOKENS then
+      if code == ROLLING_TOKENS then amount = tokens end
+      local slot_ms = plan[at + 4]
+      detail = floor(now / slot_ms)
+      call("HINCRBY", key, int(detail), int(amount))
+      if is_fresh[i] then
+        if expired[i] then call("HDEL", key, unpack(expired[i])) end
+        call("PEXPIRE", key, int((SLOTS + 2) * slot_ms))
+      end
+      ends = (detail + SLOTS + 1) * slot_ms
+    elseif code == PARALLEL then
+      call("ZADD", key, lease_ends, rid)
+      -- Reading how long the set is kept costs half of what it costs to say so each time.
+      if call("PTTL", key) < LEASE_MS then call("PEXPIRE", key, int(2 * LEASE_MS)) end
+      ends = 0
+    elseif code == RATE then
+      if pairs_of[2 * i - 1] > 0 then
+        local ahead = ends + plan[at + 4]
+        -- Keys end by the server's clock, which may be behind: counted from there, a key
+        -- outlives its instant. What lies in the past says nothing any more.
+        local lifetime = ceil(ahead / 1000) + now - server_now
+        call("SET", key, int(now * 1000 + ahead), "PX", int(lifetime))
+        pairs_of[2 * i] = ceil(ahead / 1000)
+      end
+    else
+      if code == PERIOD_REQUESTS or code == PERIOD_TOKENS then
         if code == PERIOD_TOKENS then amount = tokens end
         call("INCRBY", key, int(amount))
+      else
+        amount = code == SPEND and hard or soft
+        detail = plan[at + 3] == 0 and plan[at + 2] or -plan[at + 2]
+        call("HINCRBY", key, "h", int(amount))
       end
-      local ends = key == KEYS[base + layer[2]] and layer[6] or layer[7]
       if is_fresh[i] and ends ~= FOREVER_MS then
         call("PEXPIRE", key, int(ends - now + PERIOD_GRACE_MS))
       end
-    else
-      if code == ROLLING_TOKENS then amount = tokens end
-      slot = floor(now / layer[5])
-      call("HINCRBY", key, int(slot), int(amount))
-      if is_fresh[i] then
-        if expired[i] then call("HDEL", key, unpack(expired[i])) end
-        call("PEXPIRE", key, int((SLOTS + 2) * layer[5]))
-      end
     end
-    pairs_of[2 * i - 1] = math.max(pairs_of[2 * i - 1] - amount, 0)
-    -- Rolling request counters are never given back, so nothing remembers them.
-    if code ~= ROLLING_REQUESTS then
-      local n = #counters
+    pairs_of[2 * i - 1] = max(pairs_of[2 * i - 1] - amount, 0)
+    -- Rates and rolling request counters are never given back, so nothing remembers them.
+    if code ~= ROLLING_REQUESTS and code ~= RATE then
       counters[n + 1], counters[n + 2], counters[n + 3] = code, key, amount
-      if slot then
-        counters[n + 4], counters[n + 5] = slot, (slot + SLOTS + 1) * layer[5]
-      end
+      counters[n + 4], counters[n + 5] = detail, ends
+      n = n + COUNTER_FIELDS
     end
   end
-  local record = {HELD, counter_epoch, now, nexts, pairs_of, counters, ARGV[op[9]]}
+  -- The pairs are packed apart: only a repetition reads them.
+  local record =
+    {HELD, counter_epoch, now, nexts, cmsgpack.pack(pairs_of), counters, ARGV[op[9]]}
   call("SET", reservation, cmsgpack.pack(record), "PX", int(RESERVATION_MS))
-  call("ZADD", KEYS[LEASES_KEY], int(now + LEASE_MS), rid)
+  call("ZADD", KEYS[LEASES_KEY], lease_ends, rid)
+  if earlier then call("ZREM", KEYS[REAPED_KEY], rid) end
   return {OK, now, nexts, pairs_of}
 end

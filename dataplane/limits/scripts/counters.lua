@@ -1,24 +1,31 @@
 -- How each kind of counter is read, and how a reservation is taken out of it again.
 --
--- Before this text stand the constants of `counters.py` and `operations.py` (lifetimes,
--- codes) and `clock.lua`. Numbers are integers up to 2^53 and become text only
--- through `int`: Lua's own conversion writes 1e+15.
+-- Names in capitals are the constants of `counters.py`, `operations.py` and `script.py`
+-- (lifetimes, codes), which stand here as values when the script runs. Before this text stands
+-- `clock.lua`. Numbers are integers up to 2^53 and become text only through `int`: Lua's own
+-- conversion writes 1e+15.
 --
 -- A rolling counter is a hash of slot number -> count, SLOTS slots to a window.
 -- Requests in slot s were made before (s + 1) * slot_ms, so a slot that is counted
 -- in full until (s + SLOTS + 1) * slot_ms outlives the window of each of them:
 -- no window of the full length, wherever it begins, sees more than the capacity.
+--
+-- A rate is the theoretical arrival time of its next request if all came at its pace (GCRA), in
+-- microseconds of limiter time. It may be ahead of now by as much as a burst takes.
+--
+-- A budget is a hash of s (settled), h (held) and a: the highest percentage that was told.
 local call = redis.call
-local floor = math.floor
+local floor, ceil, max = math.floor, math.ceil, math.max
 
 local function int(number)
   return string.format("%d", number)
 end
 
 local server_now = server_clock_ms()
+local known = call("MGET", KEYS[CLOCK_KEY], KEYS[EPOCH_KEY])
 -- A step back of the server's clock freezes the limiter's time until it catches up.
-local now = math.max(server_now, tonumber(call("GET", KEYS[CLOCK_KEY]) or "0"))
-local counter_epoch = call("GET", KEYS[EPOCH_KEY])
+local now = max(server_now, tonumber(known[1] or "0"))
+local counter_epoch = known[2]
 local batch = cmsgpack.unpack(ARGV[BATCH_ARGUMENT])
 local plans = batch[2]
 
@@ -30,7 +37,8 @@ local function read_rolling(key, slot_ms)
   local used, expired, is_fresh = 0, nil, true
   for i = 1, #fields, 2 do
     local slot = tonumber(fields[i])
-    if slot >= current - SLOTS then
+    -- Slots to come are left over from before the clock was reset.
+    if slot >= current - SLOTS and slot <= current then
       used = used + tonumber(fields[i + 1])
       if slot == current then is_fresh = false end
     else
@@ -55,27 +63,61 @@ local function rolling_wait_ms(fields, slot_ms, missing)
   return (current + SLOTS + 1) * slot_ms - now
 end
 
--- Adds to an integer that exists. One that is gone has outlived its window or
--- period; writing it again would make a counter that never expires.
-local function move(key, difference)
-  if difference ~= 0 and call("EXISTS", key) == 1 then
-    call("INCRBY", key, int(difference))
+-- Microseconds by which a rate is ahead of now. More than its burst takes is left over from
+-- before the clock was reset, or from a larger burst: as if one request could come now, which
+-- puts it right.
+local function ahead_us(key, interval_us, most_us)
+  local ahead = max(tonumber(call("GET", key) or "0") - now * 1000, 0)
+  if ahead > most_us then return max(most_us - interval_us, 0) end
+  return ahead
+end
+
+-- Adds to an integer that exists. One that is gone has outlived its period; written
+-- again, it would be a counter that never expires.
+local function move(key, ends_ms, difference)
+  if difference == 0 then return end
+  local count = call("INCRBY", key, int(difference))
+  if count == difference and ends_ms ~= FOREVER_MS and call("PTTL", key) == -1 then
+    call("DEL", key)
   end
 end
 
 local function move_slot(key, slot, ends_ms, difference)
   if difference == 0 or now >= ends_ms then return end
-  if call("HEXISTS", key, int(slot)) == 1 then
-    call("HINCRBY", key, int(slot), int(difference))
+  if call("HINCRBY", key, int(slot), int(difference)) ~= difference then return end
+  -- It was 0 or not there.
+  if call("PTTL", key) == -1 then
+    call("DEL", key)
+  elseif difference < 0 then
+    call("HDEL", key, int(slot))
   end
 end
 
-local function move_spend(key, settled, held)
-  local balance = call("HMGET", key, "s", "h")
+-- Adds to `crossings` what a budget has come to: 80 and 100 percent of settled and held, each
+-- told once in the counter's life. A capacity of 0 tells nothing, a negative one is a shadow's.
+local function tell(key, settled, held, told, capacity, crossings)
+  local used = settled + held
+  if capacity < 0 then capacity = -capacity end
+  if capacity == 0 or used < capacity - floor(capacity / 5) then return end
+  told = tonumber(told or "0")
+  if told < 80 then
+    crossings[#crossings + 1] = {key, 80, capacity, settled, held}
+    call("HSET", key, "a", "80")
+  end
+  if told < 100 and used >= capacity then
+    crossings[#crossings + 1] = {key, 100, capacity, settled, held}
+    call("HSET", key, "a", "100")
+  end
+end
+
+-- `crossings` is nil where nobody would hear of them.
+local function move_spend(key, settled, held, capacity, crossings)
+  local balance = call("HMGET", key, "s", "h", "a")
   if balance[2] then
-    call("HSET", key,
-      "s", int(tonumber(balance[1] or "0") + settled),
-      "h", int(tonumber(balance[2]) + held))
+    settled = tonumber(balance[1] or "0") + settled
+    held = tonumber(balance[2]) + held
+    call("HSET", key, "s", int(settled), "h", int(held))
+    if crossings then tell(key, settled, held, balance[3], capacity, crossings) end
   end
 end
 
@@ -91,31 +133,33 @@ end
 -- `tokens`, `cost` and `requests` are the final amounts; nil tokens or cost stand
 -- for the reserved ones. Counters move in the slot or period in which the
 -- reservation was made. Of a reservation that was reaped only the difference to
--- what the reaper charged is left to move.
-local function finish(record, rid, tokens, cost, requests)
+-- what the reaper charged is left to move. One of another counter epoch is in no
+-- counter of this one: only its parallel slots are freed.
+local function finish(record, rid, tokens, cost, requests, crossings)
   local counters, was_held = record[RECORD_COUNTERS], record[RECORD_STATE] == HELD
-  local i = 1
-  while i <= #counters do
-    local code, key, amount = counters[i], counters[i + 1], counters[i + 2]
-    i = i + 3
-    if code == ROLLING_TOKENS then
-      move_slot(key, counters[i], counters[i + 1], (tokens or amount) - amount)
-      i = i + 2
+  local is_counted = record[RECORD_EPOCH] == counter_epoch
+  for i = 1, #counters, COUNTER_FIELDS do
+    local code, key, amount, ends = counters[i], counters[i + 1], counters[i + 2], counters[i + 4]
+    if code == PARALLEL then
+      if was_held then call("ZREM", key, rid) end
+    elseif not is_counted then
+      -- Rebuilt without it.
+    elseif code == ROLLING_TOKENS then
+      move_slot(key, counters[i + 3], ends, (tokens or amount) - amount)
     elseif code == PERIOD_REQUESTS then
-      move(key, requests - amount)
+      move(key, ends, requests - amount)
     elseif code == PERIOD_TOKENS then
-      move(key, (tokens or amount) - amount)
-    elseif code == SPEND then
+      move(key, ends, (tokens or amount) - amount)
+    else
       local charged = cost or amount
       if was_held then
-        move_spend(key, charged, -amount)
+        move_spend(key, charged, -amount, counters[i + 3], crossings)
       else
-        move_spend(key, charged - amount, 0)
+        move_spend(key, charged - amount, 0, counters[i + 3], crossings)
       end
-    elseif was_held then
-      call("ZREM", key, rid)
     end
   end
+  return is_counted
 end
 
 local operations = {}

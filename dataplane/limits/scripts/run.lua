@@ -1,7 +1,7 @@
 -- Run a batch of operations, each of them whole and in the order given.
 --
--- KEYS  clock, epoch, leases, then whatever the operations name by index; one hash tag
--- ARGV  the caller's counter epoch; {operations, plans} packed; then the metas of admits
+-- KEYS  clock, epoch, leases, reaped, then whatever the operations name by index; one hash tag
+-- ARGV  the caller's counter epoch; {operations, plans} packed; then the metas of admits and restored requests
 --
 -- Returns, packed, {server clock in ms, limiter time in ms, {answer, …}}. An operation that
 -- meets a key of a foreign type answers {FAULT, text} and does not disturb the others.
@@ -12,6 +12,7 @@ call("SET", KEYS[CLOCK_KEY], int(now))
 
 local answers = {}
 for i, op in ipairs(batch[1]) do
+  if not operations[op[1]] then define_rare_operations() end
   local is_whole, answer = pcall(operations[op[1]], op)
   if not is_whole then
     answer = {FAULT, type(answer) == "table" and answer.err or tostring(answer)}

@@ -1,0 +1,262 @@
+"""A limiter whose counters are spread over several Redis servers, by organization.
+
+It is made of one `Limiter` for each hash tag (`buckets`), each with its own connection to the server
+that has the tag, its own breaker and its own counter epoch. Layers that organizations share are
+admitted first, in a reservation of their own, then those of the organization; where those refuse,
+fail or are cancelled, the shared half is undone.
+
+The two halves are not one atomic step:
+- between them the shared layers hold what the organization's may refuse a moment later;
+- a process that dies between them leaves a shared half that nobody reports. It holds until its lease
+  ends and is charged then; some minutes later, when the ledger still has no row, it is given back;
+- a half whose server is away is settled when that is back, after the other.
+Within each half everything is as in one `Limiter`. What a request asks for is the same in both.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Final, Self
+
+from dataplane.domain.breaker import BreakerState
+from dataplane.domain.limiting import Demand, Denied, LayerPlan, LimitsUnavailable
+from dataplane.domain.quotas import LayerBalance
+from dataplane.limits.batcher import ignore_crossing
+from dataplane.limits.buckets import (
+    SHARED_TAG,
+    Divider,
+    bucket_tag,
+    half_meta,
+)
+from dataplane.limits.connection import TIMEOUT_SECONDS
+from dataplane.limits.crossings import Crossing
+from dataplane.limits.limiter import PATIENCE_SECONDS, Limiter, closed_denial
+from dataplane.limits.reservation import Held, Reservation
+from dataplane.limits.split_reservation import SplitReservation, whole_denial
+from dataplane.limits.topology import TargetOf
+
+# Servers that are away take 150 ms each; there are up to 257 tags.
+_OPENED_AT_ONCE: Final = 32
+
+
+class ShardedLimiter:
+    """The limits of one data-plane process over many servers; make one with `connect`.
+
+    What it says of itself as a whole (`is_available`, `is_cold`, `state`, `available_since`) it says
+    of the shared counters: without them hardly anybody is admitted, while those of one
+    organization's bucket that are away are that organization's trouble alone.
+    """
+
+    def __init__(
+        self,
+        target_of: TargetOf,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        on_crossing: Callable[[Crossing], None] = ignore_crossing,
+    ) -> None:
+        """Prepare; `connect` is the way in."""
+        self._target_of = target_of
+        self._timeout_seconds = timeout_seconds
+        self._on_crossing = on_crossing
+        self._divider = Divider()
+        self._limiters: dict[str, Limiter] = {}
+        self._opening: dict[str, asyncio.Task[Limiter]] = {}
+        self._turns = asyncio.Semaphore(_OPENED_AT_ONCE)
+        self._is_closed = False
+
+    @classmethod
+    async def connect(
+        cls,
+        target_of: TargetOf,
+        *,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        on_crossing: Callable[[Crossing], None] = ignore_crossing,
+    ) -> Self:
+        """Return a limiter whose shared counters were asked; the others are opened when needed.
+
+        It does not fail when servers are away or their counters cold. Parameters are those of
+        `Limiter.connect`, for every tag.
+        """
+        limiter = cls(target_of, timeout_seconds, on_crossing)
+        await limiter.open(SHARED_TAG)
+        return limiter
+
+    @property
+    def shared(self) -> Limiter:
+        """The limiter of what organizations share."""
+        return self._limiters[SHARED_TAG]
+
+    @property
+    def is_available(self) -> bool:
+        """Tell whether admits are being asked of the server of the shared counters."""
+        return self.shared.is_available
+
+    @property
+    def is_cold(self) -> bool:
+        """Tell whether the shared counters wait for being rebuilt."""
+        return self.shared.is_cold
+
+    @property
+    def available_since(self) -> float:
+        """When the last outage of the shared counters ended; by the loop's clock in seconds."""
+        return self.shared.available_since
+
+    @property
+    def state(self) -> BreakerState:
+        """The state of the breaker on the server of the shared counters."""
+        return self.shared.state
+
+    @property
+    def unavailable_tags(self) -> frozenset[str]:
+        """The hash tags in use whose counters cannot be asked right now."""
+        return frozenset(tag for tag, each in self._limiters.items() if not each.is_available)
+
+    @property
+    def queued(self) -> int:
+        """The number of operations that no server has answered yet."""
+        return sum(each.queued for each in self._limiters.values())
+
+    @property
+    def dropped(self) -> int:
+        """The number of operations given up since the start; the ledger still has them."""
+        return sum(each.dropped for each in self._limiters.values())
+
+    @property
+    def clock_behind_ms(self) -> int:
+        """How far any server's clock is behind its limiter time; above 60,000 is an alarm."""
+        return max(each.clock_behind_ms for each in self._limiters.values())
+
+    async def open(self, hash_tag: str) -> Limiter:
+        """Return the limiter of a tag, connected when it is asked for first; in some 150 ms at most.
+
+        Raises:
+            LimitsUnavailable: This one was closed.
+        """
+        known = self._limiters.get(hash_tag)
+        if known is not None:
+            return known
+        if self._is_closed:
+            raise LimitsUnavailable("the limiter is closing")
+        opening = self._opening.get(hash_tag)
+        if opening is None:
+            opening = asyncio.create_task(self._connected(hash_tag), name="limits-open")
+            self._opening[hash_tag] = opening
+            opening.add_done_callback(lambda _: self._opening.pop(hash_tag, None))
+        # Whoever came first may be cancelled; the others go on waiting.
+        return await asyncio.shield(opening)
+
+    async def reserve(
+        self, request_id: str, plan: LayerPlan, demand: Demand, meta: bytes
+    ) -> Reservation | SplitReservation:
+        """Reserve `demand` from every layer of `plan`, or in the end from none.
+
+        Ends within 100 ms for each half, and later for the first request of a bucket. As
+        `Limiter.reserve`, but for the order of denials: a shared layer that is short is found
+        before any of the organization's, and its denial tells nothing of those.
+
+        Raises:
+            Denied: A layer was short; no counter has moved, or has moved back.
+            LimitsUnavailable: A server did not answer in time.
+        """
+        if plan.closed_layer is not None:
+            raise Denied(closed_denial(plan.closed_layer))
+        halves = self._divider.halves_of(plan)
+        if halves.own is None:
+            return await self.shared.reserve(request_id, plan, demand, meta)
+        own_limiter = self._limiters.get(halves.tag) or await self.open(halves.tag)
+        if halves.shared is None:
+            return await own_limiter.reserve(request_id, plan, demand, meta)
+        if not own_limiter.is_available:
+            # Spares the shared server two operations for each call that has no chance.
+            raise LimitsUnavailable("the organization's counters cannot be asked")
+        shared = await self.shared.reserve(
+            request_id, halves.shared, demand, half_meta(plan, demand)
+        )
+        with contextlib.ExitStack() as stack:
+            stack.callback(shared.cancel)
+            try:
+                own = await own_limiter.reserve(request_id, halves.own, demand, meta)
+            except Denied as denied:
+                denial = whole_denial(denied.denial, halves, shared, demand)
+                raise Denied(denial) from None
+            stack.pop_all()
+        return SplitReservation(halves, shared, own)
+
+    def in_flight(self) -> list[Held]:
+        """Return what requests hold; those with two halves are told twice."""
+        return [held for each in self._limiters.values() for held in each.in_flight()]
+
+    async def forfeit(
+        self,
+        request_id: str,
+        charged_nanousd: int | None = None,
+        deadline_seconds: float = PATIENCE_SECONDS,
+        *,
+        organization_id: str = "",
+    ) -> bool:
+        """Charge both halves of a reservation left by a process that died; as `Limiter.forfeit`."""
+        found = [
+            await each.forfeit(request_id, charged_nanousd, deadline_seconds)
+            for each in await self._both(organization_id)
+        ]
+        return any(found)
+
+    async def settle_again(
+        self,
+        request_id: str,
+        tokens: int,
+        cost_nanousd: int,
+        deadline_seconds: float = PATIENCE_SECONDS,
+        *,
+        organization_id: str = "",
+    ) -> bool:
+        """Settle both halves of a request of a former process; as `Limiter.settle_again`."""
+        found = [
+            await each.settle_again(request_id, tokens, cost_nanousd, deadline_seconds)
+            for each in await self._both(organization_id)
+        ]
+        return any(found)
+
+    async def balances(
+        self, plan: LayerPlan, deadline_seconds: float = PATIENCE_SECONDS
+    ) -> tuple[LayerBalance, ...]:
+        """Return what every layer of `plan` has counted; each half is read at one instant.
+
+        Raises:
+            LimitsUnavailable: No answer in time, or counters are cold.
+        """
+        halves = self._divider.halves_of(plan)
+        own_limiter = await self.open(halves.tag)
+        shared: tuple[LayerBalance, ...] = ()
+        own: tuple[LayerBalance, ...] = ()
+        if halves.shared is not None:
+            shared = await self.shared.balances(halves.shared, deadline_seconds)
+        if halves.own is not None:
+            own = await own_limiter.balances(halves.own, deadline_seconds)
+        return halves.merged(shared, own)
+
+    async def renew_leases(self) -> None:
+        """Queue a renewal for every request that has been in flight for some seconds."""
+        for each in list(self._limiters.values()):
+            await each.renew_leases()
+
+    async def aclose(self, deadline_seconds: float) -> int:
+        """Write the queued settles, then close; return how many could not be written."""
+        self._is_closed = True
+        if self._opening:
+            await asyncio.wait(list(self._opening.values()))
+        closing = (each.aclose(deadline_seconds) for each in self._limiters.values())
+        return sum(await asyncio.gather(*closing))
+
+    async def _connected(self, hash_tag: str) -> Limiter:
+        async with self._turns:
+            limiter = await Limiter.connect(
+                self._target_of(hash_tag),
+                hash_tag=hash_tag,
+                timeout_seconds=self._timeout_seconds,
+                on_crossing=self._on_crossing,
+            )
+        self._limiters[hash_tag] = limiter
+        return limiter
+
+    async def _both(self, organization_id: str) -> tuple[Limiter, Limiter]:
+        return self.shared, await self.open(bucket_tag(organization_id))

@@ -1,0 +1,1 @@
+"""What keeps counters and the ledger in agreement: reaping, comparing, rebuilding, verifying."""

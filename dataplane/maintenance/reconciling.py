@@ -1,0 +1,185 @@
+"""Compares every counter with the ledger, round by round, and sets right what drifted."""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from dataplane.domain.counters import CounterName
+from dataplane.limits.counters import layer_name
+from dataplane.limits.operations import Answer, Outcome
+from dataplane.maintenance.budget_news import BudgetNews, Capacities
+from dataplane.maintenance.counter_table import CounterTable, Place, Reading, correction
+from dataplane.maintenance.drift import Suspicion, Verdict, suspicion_of, verdict_of
+from dataplane.maintenance.ports import Ledger
+from dataplane.maintenance.registry import NodeRegistry
+
+# Limits page, section 8: a node that was not seen for so long is unaccounted for.
+SEEN_WITHIN_MS: Final = 15_000
+# About 30 MB. Counters that find no room are judged in a later round.
+MAX_SUSPICIONS: Final = 50_000
+# A counter that requests move all the time is read again and set at once.
+_ATTEMPTS: Final = 5
+
+_log = structlog.get_logger(__name__)
+
+
+class Reconciler:
+    """Compares in rounds and remembers what differed; always sets, never adds.
+
+    Attributes:
+        drift_total: Counters that were set right, since the start.
+        rounds_total: Rounds that came to their end, since the start.
+    """
+
+    def __init__(
+        self,
+        table: CounterTable,
+        ledger: Ledger,
+        registry: NodeRegistry,
+        news: BudgetNews,
+        seen_within_ms: int = SEEN_WITHIN_MS,
+    ) -> None:
+        """Compare `table` with `ledger`; lower only what all nodes of `registry` have reported."""
+        self._table = table
+        self._ledger = ledger
+        self._registry = registry
+        self._news = news
+        self._seen_within_ms = seen_within_ms
+        self._suspicions: dict[str, Suspicion] = {}
+        self._round = 0
+        self.drift_total = 0
+        self.rounds_total = 0
+
+    async def round(self, fence: int, capacities: Capacities) -> int:
+        """Compare every counter once; return how many there were.
+
+        Raises:
+            FencedError: The term is over.
+            LedgerUnavailable: Nobody says what the ledger has.
+            RedisError, OSError: Redis did not answer.
+        """
+        self._round += 1
+        began_ms = await self._registry.now_ms()
+        compared = 0
+        quiet: list[tuple[Place, Suspicion]] = []
+        async for places in self._table.scan():
+            quiet += await self._compare(places, fence, capacities, began_ms)
+            compared += len(places)
+            await asyncio.sleep(0)
+        await self._lower(quiet, fence)
+        # What did not differ in this round is forgiven; slices, for there may be many.
+        self._suspicions = {
+            key: each for key, each in self._suspicions.items() if each.round_number == self._round
+        }
+        self.rounds_total += 1
+        return compared
+
+    async def _compare(
+        self, places: list[Place], fence: int, capacities: Capacities, began_ms: int
+    ) -> list[tuple[Place, Suspicion]]:
+        """Compare a batch, raise what is behind, and return what may be lowered."""
+        # The ledger first: what is settled in between puts the counter ahead, never behind.
+        sums = await self._ledger.sums([each.counter for each in places])
+        readings = await self._table.read(places)
+        behind: list[tuple[Place, Reading, int]] = []
+        quiet: list[tuple[Place, Suspicion]] = []
+        for place, reading, ledger in zip(places, readings, sums, strict=True):
+            if reading is None:
+                _log.error("counter_unreadable", layer=layer_name(place.counter))
+                continue
+            if reading.told_percent:
+                self._tell_again(place.counter, reading, capacities, began_ms)
+            suspicion = self._suspect(place, reading, ledger, began_ms)
+            if suspicion is None:
+                continue
+            match verdict_of(place.counter, suspicion):
+                case Verdict.RAISE:
+                    behind.append((place, reading, ledger))
+                case Verdict.LOWER:
+                    quiet.append((place, suspicion))
+                case Verdict.LEAVE:
+                    pass
+        await self._raise(behind, fence, capacities, began_ms)
+        return quiet
+
+    async def _raise(
+        self,
+        behind: list[tuple[Place, Reading, int]],
+        fence: int,
+        capacities: Capacities,
+        now_ms: int,
+    ) -> None:
+        """Set counters that are behind to what the ledger says; what caught up is left alone."""
+        for _ in range(_ATTEMPTS):
+            if not behind:
+                return
+            answers = await self._table.correct(
+                correction(
+                    place,
+                    reading,
+                    ledger,
+                    reading.held,
+                    fence,
+                    capacities.capacity_of(place.counter, now_ms),
+                )
+                for place, reading, ledger in behind
+            )
+            moved = []
+            for (place, reading, ledger), answer in zip(behind, answers, strict=True):
+                if answer[0] == Outcome.MOVED:
+                    moved.append((place, ledger))
+                else:
+                    self._note(place, ledger - reading.settled, answer, now_ms)
+            readings = await self._table.read([place for place, _ in moved])
+            behind = [
+                (place, reading, ledger)
+                for (place, ledger), reading in zip(moved, readings, strict=True)
+                if reading is not None and reading.settled < ledger
+            ]
+
+    async def _lower(self, quiet: list[tuple[Place, Suspicion]], fence: int) -> None:
+        """Lower counters that stood still, if every node has reported what it did before that."""
+        if not quiet:
+            return
+        roll = await self._registry.read()
+        for place, suspicion in quiet:
+            if not roll.has_all_before(suspicion.since_ms, self._seen_within_ms):
+                continue
+            reading, ledger = suspicion.reading, suspicion.ledger
+            # Standing still says nothing where nodes were not there to move it: read once more.
+            [now] = await self._ledger.sums([place.counter])
+            if now == ledger:
+                operation = correction(place, reading, ledger, reading.held, fence)
+                [answer] = await self._table.correct([operation])
+                if answer[0] != Outcome.MOVED:
+                    self._note(place, ledger - reading.settled, answer, roll.now_ms)
+
+    def _note(self, place: Place, by: int, answer: Answer, now_ms: int) -> None:
+        """Count a counter that was set, and say so."""
+        counter = place.counter
+        self._suspicions.pop(place.key, None)
+        if answer[0] != Outcome.OK:
+            _log.error("counter_not_corrected", layer=layer_name(counter), answer=answer)
+            return
+        self.drift_total += 1
+        _log.warning("counter_corrected", layer=layer_name(counter), by=by)
+        self._news.tell(answer[1], now_ms)
+
+    def _suspect(
+        self, place: Place, reading: Reading, ledger: int, began_ms: int
+    ) -> Suspicion | None:
+        earlier = self._suspicions.get(place.key)
+        suspicion = suspicion_of(reading, ledger, earlier, self._round, began_ms)
+        if suspicion is None:
+            self._suspicions.pop(place.key, None)
+        elif earlier is not None or len(self._suspicions) < MAX_SUSPICIONS:
+            self._suspicions[place.key] = suspicion
+        return suspicion
+
+    def _tell_again(
+        self, counter: CounterName, reading: Reading, capacities: Capacities, now_ms: int
+    ) -> None:
+        capacity = capacities.capacity_of(counter, now_ms)
+        if capacity:
+            self._news.tell_again(counter, reading, capacity, now_ms)
