@@ -1,102 +1,59 @@
-"""Drives the limiter's script directly, under a clock that the test sets.
+"""The operations of the limiter's script as plain calls."""
 
-The script is the one that production runs, with another `server_clock_ms`; operations
-are packed and answers unpacked by production's own code.
-"""
+from collections.abc import Callable
 
-import secrets
-from types import TracebackType
-from typing import Any, Self  # Any: what the client library returns
-
-import redis
-
-from dataplane.domain.limiting import LayerPlan
-from dataplane.limits.counters import Binder, BoundPlan, Keyspace
+from dataplane.domain.limiting import Layer, LayerKind, LayerPlan, Unit
+from dataplane.limits import counters
+from dataplane.limits.counters import BoundPlan
 from dataplane.limits.operations import (
+    NO_FENCE,
     Admit,
     Answer,
-    Balance,
+    Cancel,
+    Correct,
+    Extend,
     Find,
+    Forget,
     Heartbeat,
+    Maintain,
+    OpenEpoch,
     Operation,
     Outcome,
+    Overdue,
     Reap,
     Release,
-    Reply,
+    ResetClock,
+    Resign,
+    Restore,
     Settle,
-    decode,
-    encode,
+    Unreported,
 )
-from dataplane.limits.script import Script, assemble
+from tests.limits.plans import SLOT_MS, WINDOW_MS, amount_of
+from tests.limits.script_runner import ScriptRunner
 
-_TEST_CLOCK = """
-local function server_clock_ms()
-  return tonumber(redis.call("GET", KEYS[CLOCK_KEY] .. ":test"))
-end
-"""
-EPOCH = b"epoch of the test"
-# 21 November 2026, 12:00 UTC: the start of a slot, far from the end of a day.
-NOON_MS = 1_795_262_400_000
+META = '{"note": "é"}'.encode()
+Case = Callable[["Driver"], None]
+_CODES = {
+    (LayerKind.RATE, Unit.REQUESTS): counters.RATE,
+    (LayerKind.ROLLING, Unit.REQUESTS): counters.ROLLING_REQUESTS,
+    (LayerKind.ROLLING, Unit.TOKENS): counters.ROLLING_TOKENS,
+    (LayerKind.PERIOD, Unit.REQUESTS): counters.PERIOD_REQUESTS,
+    (LayerKind.PERIOD, Unit.TOKENS): counters.PERIOD_TOKENS,
+    (LayerKind.SPEND, Unit.SPEND): counters.SPEND,
+    (LayerKind.PARALLEL, Unit.PARALLEL): counters.PARALLEL,
+}
+# What a record names: rates and rolling requests are never given back.
+_HELD = set(_CODES.values()) - {counters.RATE, counters.ROLLING_REQUESTS} | {counters.SOFT_SPEND}
 
 
-def script_under_test() -> Script:
-    return assemble(_TEST_CLOCK)
+def code_of(layer: Layer) -> int:
+    """Return the kind of counter as the script knows it."""
+    is_soft = layer.kind is LayerKind.SPEND and not layer.is_hard
+    return counters.SOFT_SPEND if is_soft else _CODES[layer.kind, layer.unit]
 
 
-class Driver:
-    """One key space, one clock, and the operations as plain calls."""
-
-    def __init__(self, redis_url: str, script: Script | None = None, now_ms: int = NOON_MS) -> None:
-        self.redis = redis.Redis.from_url(redis_url)
-        self.keyspace = Keyspace(secrets.token_hex(6))
-        self._binder = Binder(self.keyspace)
-        self._script = script or script_under_test()
-        self.redis.set(self.keyspace.epoch, EPOCH)
-        self.limiter_now_ms = now_ms
-        self.server_now_ms = now_ms
-        self.set_clock(now_ms)
-        self._bound: dict[str, BoundPlan] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for key in self.redis.scan_iter(f"{self.keyspace.prefix}*", count=1000):
-            self.redis.delete(key)
-        self.redis.close()
-
-    def set_clock(self, server_now_ms: int) -> None:
-        """Set the server's clock; it may go back."""
-        self.server_now_ms = server_now_ms
-        self.redis.set(f"{self.keyspace.clock}:test", server_now_ms)
-
-    def tick(self, by_ms: int) -> None:
-        self.set_clock(self.server_now_ms + by_ms)
-
-    def call(self, *operations: Operation, epoch: bytes = EPOCH) -> Reply:
-        """Run one batch."""
-        keys, arguments = encode(operations, self.keyspace)
-        words: list[str | bytes] = [*keys, epoch, *arguments]
-        try:
-            packed = self.redis.evalsha(self._script.digest, len(keys), *words)
-        except redis.exceptions.NoScriptError:
-            packed = self.redis.eval(self._script.text, len(keys), *words)
-        assert isinstance(packed, bytes)
-        reply = decode(packed)
-        self.limiter_now_ms = reply.now_ms
-        for operation, answer in zip(operations, reply.answers, strict=True):
-            assert answer[0] != Outcome.FAULT, (operation, answer)
-        return reply
-
-    def bind(self, plan: LayerPlan, now_ms: int | None = None) -> BoundPlan:
-        """Bind as the limiter does, by limiter time, or by a clock that is wrong."""
-        believed = max(self.limiter_now_ms, self.server_now_ms) if now_ms is None else now_ms
-        return self._binder.bind(plan, believed)
+class Driver(ScriptRunner):
+    """Every operation, each in a call of its own."""
 
     def admission(
         self,
@@ -104,6 +61,8 @@ class Driver:
         plan: LayerPlan,
         tokens: int = 1,
         cost: int = 1,
+        *,
+        expected: int | None = None,
         bound: BoundPlan | None = None,
         not_after_ms: int | None = None,
     ) -> Admit:
@@ -111,7 +70,7 @@ class Driver:
         bound = bound or self.bind(plan)
         self._bound.setdefault(request_id, bound)
         deadline = self.server_now_ms + 100 if not_after_ms is None else not_after_ms
-        return Admit(request_id, plan, bound, tokens, cost, b"\x00meta\xff", deadline)
+        return Admit(request_id, plan, bound, tokens, cost, META, deadline, expected)
 
     def admit(
         self,
@@ -119,50 +78,144 @@ class Driver:
         plan: LayerPlan,
         tokens: int = 1,
         cost: int = 1,
+        *,
+        expected: int | None = None,
         bound: BoundPlan | None = None,
         not_after_ms: int | None = None,
-        epoch: bytes = EPOCH,
+        epoch: str | None = None,
     ) -> Answer:
-        operation = self.admission(request_id, plan, tokens, cost, bound, not_after_ms)
+        operation = self.admission(
+            request_id,
+            plan,
+            tokens,
+            cost,
+            expected=expected,
+            bound=bound,
+            not_after_ms=not_after_ms,
+        )
         return self.call(operation, epoch=epoch).answers[0]
 
     def settle(self, request_id: str, tokens: int = 1, cost: int = 1) -> Answer:
-        bound = self._bound.get(request_id)
-        return self.call(Settle(request_id, tokens, cost, bound)).answers[0]
+        return self.ask(Settle(request_id, tokens, cost, self._bound.get(request_id)))
 
     def release(self, request_id: str) -> Answer:
-        return self.call(Release(request_id, self._bound.get(request_id))).answers[0]
+        return self.ask(Release(request_id, self._bound.get(request_id)))
+
+    def cancel(self, request_id: str, admitted_at_ms: int) -> Answer:
+        return self.ask(Cancel(request_id, self._bound[request_id], admitted_at_ms))
+
+    def extend(self, request_id: str, expected: int) -> Answer:
+        return self.ask(Extend(request_id, self._bound[request_id], expected))
 
     def heartbeat(self, request_id: str) -> Answer:
-        return self.call(Heartbeat(request_id, self._bound[request_id])).answers[0]
+        return self.ask(Heartbeat(request_id, self._bound[request_id]))
 
-    def reap(self, request_id: str) -> Answer:
-        found = self.call(Find(request_id)).answers[0]
-        keys = found[1] if found[0] == Outcome.OK else []
-        return self.call(Reap(request_id, keys)).answers[0]
+    def reap(self, request_id: str, fence: int = NO_FENCE, charged: int | None = None) -> Answer:
+        """Reap as the maintenance node does, which knows no plan."""
+        found = self.ask(Find(request_id))
+        keys = found[2] if found[0] == Outcome.OK else []
+        return self.ask(Reap(request_id, keys, fence, charged))
 
-    def balances(self, *plans: LayerPlan) -> list[tuple[int, int]]:
-        """Return (settled, held) per layer of the plans."""
-        return self.balances_and_resets(*plans)[0]
+    def forget(self, request_id: str) -> Answer:
+        return self.ask(Forget(request_id))
 
-    def resets(self, *plans: LayerPlan) -> list[int]:
-        """Return when each layer of the plans is whole again; 0 for never."""
-        return self.balances_and_resets(*plans)[1]
+    def maintain(self, node_id: str, lease_ms: int = 15_000) -> Answer:
+        return self.ask(Maintain(node_id, lease_ms))
 
-    def balances_and_resets(self, *plans: LayerPlan) -> tuple[list[tuple[int, int]], list[int]]:
-        """Return what `balances` and `resets` return, of one instant."""
-        answers = self.call(*(Balance(self.bind(plan)) for plan in plans)).answers
-        assert [answer[0] for answer in answers] == [Outcome.OK] * len(plans)
-        flat = [amount for answer in answers for amount in answer[3]]
-        resets = [instant for answer in answers for instant in answer[4]]
-        return list(zip(flat[::2], flat[1::2], strict=True)), resets
+    def resign(self, node_id: str) -> Answer:
+        return self.ask(Resign(node_id))
 
-    def reservations(self) -> set[str]:
-        """Return the requests that have a reservation or a tombstone."""
-        prefix = self.keyspace.reservation("")
-        keys = self.redis.scan_iter(f"{prefix}*", count=1000)
-        return {key.decode().removeprefix(prefix) for key in keys}
+    def lapse(self) -> None:
+        """Let the maintenance lease run out, which ends by the server's own time."""
+        self.redis.delete(self.keyspace.maintenance)
 
-    def leases(self) -> dict[str, int]:
-        members: Any = self.redis.zrange(self.keyspace.leases, 0, -1, withscores=True)
-        return {member.decode(): int(score) for member, score in members}
+    def overdue(self, limit: int = 200) -> list[str]:
+        """Return the requests whose lease has run out, oldest first."""
+        return self._listed(Overdue(limit))
+
+    def unreported(self, limit: int = 200) -> list[str]:
+        """Return the reaped requests that nobody has reported, oldest first."""
+        return self._listed(Unreported(limit))
+
+    def correct(
+        self,
+        layer: Layer,
+        before: tuple[int, int],
+        after: tuple[int, int],
+        *,
+        period_ms: int | None = None,
+        fence: int = NO_FENCE,
+    ) -> Answer:
+        """Set the counter that a layer has at `period_ms` (now) from `before` to `after`."""
+        at_ms = max(self.limiter_now_ms, self.server_now_ms) if period_ms is None else period_ms
+        return self.ask(self.correction(layer, before, after, at_ms, fence))
+
+    def correction(
+        self,
+        layer: Layer,
+        before: tuple[int, int],
+        after: tuple[int, int],
+        period_ms: int,
+        fence: int = NO_FENCE,
+    ) -> Correct:
+        return Correct(
+            self.counter_key(layer, period_ms),
+            code_of(layer),
+            before[0],
+            after[0],
+            before[1],
+            after[1],
+            self.ends_ms(layer, period_ms),
+            fence,
+            layer.capacity if layer.kind is LayerKind.SPEND else 0,
+        )
+
+    def holdings(
+        self,
+        plan: LayerPlan,
+        tokens: int,
+        cost: int,
+        *,
+        expected: int | None = None,
+        at_ms: int | None = None,
+    ) -> list[int | str]:
+        """Return what a request admitted at `at_ms` (now) holds, in the form of a record."""
+        flat: list[int | str] = []
+        for layer in plan.layers:
+            code = code_of(layer)
+            amount = amount_of(layer, tokens, cost, expected)
+            detail, ends_ms = 0, self.ends_ms(layer, at_ms)
+            if code == counters.ROLLING_TOKENS:
+                detail = (self.limiter_now_ms if at_ms is None else at_ms) // SLOT_MS
+                ends_ms = (detail + 1) * SLOT_MS + WINDOW_MS
+            elif layer.kind is LayerKind.SPEND:
+                detail = -layer.capacity if layer.is_shadow else layer.capacity
+            if code in _HELD:
+                flat += [code, self.counter_key(layer, at_ms), amount, detail, ends_ms]
+        return flat
+
+    def restore(
+        self,
+        request_id: str,
+        holdings: list[int | str],
+        epoch: str,
+        fence: int = NO_FENCE,
+        admitted_ms: int | None = None,
+    ) -> Answer:
+        at_ms = self.limiter_now_ms if admitted_ms is None else admitted_ms
+        return self.ask(Restore(request_id, holdings, META, at_ms, epoch, fence))
+
+    def open_epoch(self, epoch: str, fence: int = NO_FENCE) -> Answer:
+        """Open an epoch; later admits carry it."""
+        answer = self.ask(OpenEpoch(epoch, fence))
+        if answer[0] == Outcome.OK:
+            self.epoch = epoch
+        return answer
+
+    def reset_clock(self, fence: int = NO_FENCE) -> Answer:
+        return self.ask(ResetClock(fence))
+
+    def _listed(self, operation: Operation) -> list[str]:
+        answer = self.ask(operation)
+        assert answer[:2] == [Outcome.OK, self.limiter_now_ms]
+        return list(answer[2])

@@ -1,186 +1,132 @@
 """The limiter as lists and sums: what the script must do, written without cleverness."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import StrEnum
 
 from dataplane.domain.limiting import Layer, LayerKind, LayerPlan, Unit
-from dataplane.domain.periods import FOREVER_MS, periods_at
 from dataplane.limits.operations import Outcome
-from tests.limits.plans import SLOT_MS, WINDOW_MS
-
-LEASE_MS = 30_000
-
-
-class State(StrEnum):
-    HELD = "held"
-    REAPED = "reaped"
-    SETTLED = "settled"
-    RELEASED = "released"
+from tests.limits.model_counts import CALENDAR, LEASE_MS, Entry, State
+from tests.limits.model_upkeep import Upkeep
+from tests.limits.plans import amount_of
 
 
-@dataclass(slots=True)
-class Entry:
-    """One admitted request and what it counts as now."""
+class Model(Upkeep):
+    """The rules of requests; each operation returns what the script must answer."""
 
-    request_id: str
-    plan: LayerPlan
-    admitted_ms: int
-    tokens: int
-    cost: int
-    answer: list[object]
-    reserved_tokens: int
-    reserved_cost: int
-    state: State = State.HELD
-    is_request: bool = True
-    lease_ms: int = 0
-    slots: dict[Layer, int] = field(default_factory=dict)
-
-    @property
-    def counts_until_ms(self) -> int:
-        return (self.admitted_ms // SLOT_MS) * SLOT_MS + SLOT_MS + WINDOW_MS
-
-
-def period_of(layer: Layer, now_ms: int) -> str:
-    return periods_at(layer.window, layer.time_zone, now_ms).period_id
-
-
-class Model:
-    """Every request ever admitted, and the rules as sums over them."""
-
-    def __init__(self, now_ms: int) -> None:
-        self.now_ms = now_ms
-        self.entries: list[Entry] = []
-        self.tombstones: set[str] = set()
-
-    def see_clock(self, server_now_ms: int) -> None:
-        self.now_ms = max(self.now_ms, server_now_ms)
-
-    def find(self, request_id: str) -> Entry | None:
-        """Return the entry that still has a reservation."""
-        for entry in self.entries:
-            if entry.request_id == request_id and entry.state in (State.HELD, State.REAPED):
-                return entry
-        return None
-
-    def rolling(self, layer: Layer) -> list[tuple[Entry, int]]:
-        """Return the entries a rolling layer still counts, with their amounts."""
-        return [
-            (entry, 1 if layer.unit is Unit.REQUESTS else entry.tokens)
-            for entry in self.entries
-            if layer in entry.plan.layers and entry.counts_until_ms > self.now_ms
-        ]
-
-    def balance(self, layer: Layer) -> tuple[int, int]:
-        """Return (settled, held) of a layer now."""
-        if layer.kind is LayerKind.ROLLING:
-            return sum(amount for _, amount in self.rolling(layer)), 0
-        if layer.kind is LayerKind.PARALLEL:
-            leases = [entry.slots.get(layer, 0) for entry in self.entries]
-            return sum(lease > self.now_ms for lease in leases), 0
-        period = period_of(layer, self.now_ms)
-        counted = [
-            entry
-            for entry in self.entries
-            if layer in entry.plan.layers and period_of(layer, entry.admitted_ms) == period
-        ]
-        if layer.kind is LayerKind.SPEND:
-            held = sum(entry.cost for entry in counted if entry.state is State.HELD)
-            return sum(entry.cost for entry in counted) - held, held
-        if layer.unit is Unit.REQUESTS:
-            return sum(entry.is_request for entry in counted), 0
-        return sum(entry.tokens for entry in counted), 0
-
-    def resets_at_ms(self, layer: Layer) -> int:
-        """Return when everything that a layer has counted is back; 0 where time gives nothing back."""
-        if layer.kind is LayerKind.PARALLEL:
-            return 0
-        if layer.kind is not LayerKind.ROLLING:
-            end_ms = periods_at(layer.window, layer.time_zone, self.now_ms).end_ms
-            return 0 if end_ms == FOREVER_MS else end_ms
-        counted = [entry.counts_until_ms for entry, amount in self.rolling(layer) if amount]
-        return max(counted, default=0)
-
-    def reset_ms(self, layer: Layer, amount: int) -> int:
-        """Return when a layer has room for `amount`, or is empty again if it has room now."""
-        if layer.kind is LayerKind.PARALLEL:
-            return 0
-        if layer.kind is not LayerKind.ROLLING:
-            end_ms = periods_at(layer.window, layer.time_zone, self.now_ms).end_ms
-            return -1 if end_ms == FOREVER_MS else end_ms - self.now_ms
-        counted = self.rolling(layer)
-        used = sum(each for _, each in counted)
-        if used + amount > layer.capacity >= amount:
-            for instant_ms in sorted({entry.counts_until_ms for entry, _ in counted}):
-                rest = sum(each for entry, each in counted if entry.counts_until_ms > instant_ms)
-                if rest + amount <= layer.capacity:
-                    return instant_ms - self.now_ms
-        return (self.now_ms // SLOT_MS) * SLOT_MS + SLOT_MS + WINDOW_MS - self.now_ms
-
-    def admit(self, request_id: str, plan: LayerPlan, tokens: int, cost: int) -> list[object]:
+    def admit(
+        self, request_id: str, plan: LayerPlan, tokens: int, cost: int, expected: int | None = None
+    ) -> list[object]:
         """Return the answer, from the outcome on; `nexts` is always 0 for a fresh binding."""
+        if self.is_cold:
+            return [Outcome.COLD]
         if request_id in self.tombstones:
             return [Outcome.RELEASED]
-        earlier = self.find(request_id)
-        if earlier is not None:
+        earlier = self.known(request_id)
+        if earlier is not None and self.is_present(earlier):
             return [Outcome.DUPLICATE, *earlier.answer]
         pairs: list[int] = []
         binding = None
         for position, layer in enumerate(plan.layers, start=1):
-            amount = amount_of(layer, tokens, cost)
-            settled, held = self.balance(layer)
-            pairs += [max(layer.capacity - settled - held, 0), self.reset_ms(layer, amount)]
-            is_short = settled + held + amount > layer.capacity or layer.capacity == 0
-            if is_short and not layer.is_shadow and binding is None:
-                is_never = amount > layer.capacity or layer.capacity == 0
-                is_money = layer.kind is LayerKind.SPEND
-                binding = [position, int(is_never), settled if is_money else 0, held]
+            amount, room = amount_of(layer, tokens, cost, expected), self.room(layer)
+            pairs += [max(room, 0), self.reset_ms(layer, amount)]
+            if (amount > room or layer.capacity == 0) and not layer.is_shadow and binding is None:
+                is_never = layer.capacity == 0 or amount > max(layer.capacity, layer.most_at_once)
+                spent = self.balance(layer) if layer.kind is LayerKind.SPEND else (0, 0)
+                binding = [position, int(is_never), *spent]
         if binding is not None:
             return [Outcome.DENY, self.now_ms, 0, pairs, *binding]
-        for index, layer in enumerate(plan.layers):
-            pairs[2 * index] = max(pairs[2 * index] - amount_of(layer, tokens, cost), 0)
-        entry = Entry(
-            request_id=request_id,
-            plan=plan,
-            admitted_ms=self.now_ms,
-            tokens=tokens,
-            cost=cost,
-            answer=[self.now_ms, 0, pairs],
-            reserved_tokens=tokens,
-            reserved_cost=cost,
-            lease_ms=self.now_ms + LEASE_MS,
-        )
+        entry = Entry(request_id, plan, self.now_ms, self.epoch, tokens, cost, expected)
+        entry.lease_ms = self.now_ms + LEASE_MS
+        is_in_time = {layer: room > 0 for layer, room in zip(plan.layers, pairs[::2], strict=True)}
         for layer in plan.layers:
-            if layer.kind is LayerKind.PARALLEL:
-                entry.slots[layer] = self.now_ms + LEASE_MS
+            # A shadow rate that would refuse a request does not count it.
+            if layer.kind is not LayerKind.RATE or is_in_time[layer]:
+                self._reserve(entry, layer, amount_of(layer, tokens, cost, expected))
+        if earlier is not None:
+            earlier.state = State.LOST
+            earlier.slots.clear()
+            self.unreported.pop(request_id, None)
         self.entries.append(entry)
+        for index, layer in enumerate(plan.layers):
+            amount = amount_of(layer, tokens, cost, expected)
+            pairs[2 * index] = max(pairs[2 * index] - amount, 0)
+            if layer.kind is LayerKind.RATE and is_in_time[layer]:
+                pairs[2 * index + 1] = -(-self.ahead_us(layer) // 1000)
+                entry.due_ms[layer] = self.now_ms + pairs[2 * index + 1]
+        entry.answer = [self.now_ms, 0, pairs]
         return [Outcome.OK, *entry.answer]
 
-    def settle(self, request_id: str, tokens: int, cost: int) -> Outcome:
+    def settle(self, request_id: str, tokens: int, cost: int) -> list[object]:
+        """Return the answer. Whether Redis knows the request or not, the ledger gets its row."""
+
         def close(entry: Entry) -> None:
-            if entry.state is State.HELD:
-                entry.tokens = tokens
-            entry.cost = cost
+            for layer in [*entry.counted, *entry.held]:
+                if layer.unit is not Unit.REQUESTS and not _is_frozen(entry, layer):
+                    entry.counted[layer] = amount_of(layer, tokens, cost)
+            entry.held.clear()
             entry.state = State.SETTLED
 
+        self._write_row(request_id, (tokens, cost))
         return self._close(request_id, close)
 
     def release(self, request_id: str) -> Outcome:
         def close(entry: Entry) -> None:
-            entry.tokens, entry.cost, entry.is_request = 0, 0, False
+            for layer in entry.counted:
+                is_kept = layer.kind is LayerKind.RATE or (
+                    layer.kind is LayerKind.ROLLING and layer.unit is Unit.REQUESTS
+                )
+                if not is_kept and not _is_frozen(entry, layer):
+                    entry.counted[layer] = 0
+            entry.held.clear()
             entry.state = State.RELEASED
 
+        self._write_row(request_id, None)
+        outcome = self._close(request_id, close)[0]
         self.tombstones.add(request_id)
-        return self._close(request_id, close)
+        assert isinstance(outcome, Outcome)
+        return outcome
 
-    def reap(self, request_id: str) -> Outcome:
-        entry = self.find(request_id)
-        if entry is None:
+    def cancel(self, request_id: str, admitted_ms: int) -> Outcome:
+        """Return the outcome: as if that admission had never been asked for."""
+        entry = self.known(request_id)
+        if entry is None or entry.state is not State.HELD or entry.admitted_ms != admitted_ms:
             return Outcome.GONE
-        if entry.state is State.REAPED:
-            return Outcome.DUPLICATE
-        entry.state = State.REAPED
+        entry.state, entry.is_closed = State.LOST, True
         entry.slots.clear()
+        if not self.is_present(entry):
+            return Outcome.GONE
+        entry.held.clear()
+        for layer in list(entry.counted):
+            if not _is_frozen(entry, layer) and self._takes_back(entry, layer):
+                del entry.counted[layer]
+        return Outcome.OK
+
+    def _takes_back(self, entry: Entry, layer: Layer) -> bool:
+        """Tell whether a layer can do as if an admission had not come."""
+        if layer.kind is not LayerKind.RATE:
+            return True
+        if layer.is_shadow or entry.is_restored:
+            return False
+        is_last = [each for each in self.entries if layer in each.counted][-1] is entry
+        before_us = (entry.due_ms[layer] - 1) * 1000 - layer.emission_interval_us
+        return is_last or before_us >= self.now_ms * 1000
+
+    def extend(self, request_id: str, expected: int) -> Outcome:
+        entry = self.find(request_id)
+        if entry is None or entry.state is not State.HELD:
+            return Outcome.GONE
+        more = {
+            layer: expected - held
+            for layer, held in entry.held.items()
+            if not layer.is_hard and expected > held
+        }
+        for layer, amount in more.items():
+            used = sum(self.balance(layer, entry.period(layer)))
+            if used + amount > layer.capacity and not layer.is_shadow:
+                return Outcome.DENY
+        for layer in more:
+            entry.held[layer] = expected
+        if more:
+            entry.expected = expected
         return Outcome.OK
 
     def heartbeat(self, request_id: str) -> Outcome:
@@ -193,23 +139,30 @@ class Model:
                 entry.slots[layer] = self.now_ms + LEASE_MS
         return Outcome.OK
 
-    def reservations(self) -> set[str]:
-        kept = {e.request_id for e in self.entries if e.state in (State.HELD, State.REAPED)}
-        return kept | self.tombstones
-
-    def leases(self) -> dict[str, int]:
-        return {e.request_id: e.lease_ms for e in self.entries if e.state is State.HELD}
-
-    def _close(self, request_id: str, close: Callable[[Entry], None]) -> Outcome:
-        entry = self.find(request_id)
+    def _close(self, request_id: str, close: Callable[[Entry], None]) -> list[object]:
+        entry = self.known(request_id)
         if entry is None:
-            return Outcome.GONE
-        close(entry)
+            return [Outcome.GONE]
         entry.slots.clear()
-        return Outcome.OK
+        self.unreported.pop(request_id, None)
+        if not self.is_present(entry):
+            entry.state = State.LOST
+            return [Outcome.GONE]
+        close(entry)
+        return [Outcome.OK, self._crossed(entry)]
+
+    def _write_row(self, request_id: str, took: tuple[int, int] | None) -> None:
+        """Its node says, once, what a request took; None for one that was given back."""
+        entry = self.latest(request_id)
+        if entry is not None and not entry.is_closed:
+            entry.is_closed = True
+            layers = [layer for layer in entry.plan.layers if layer.kind in CALENDAR]
+            entry.row = {} if took is None else {each: amount_of(each, *took) for each in layers}
 
 
-def amount_of(layer: Layer, tokens: int, cost: int) -> int:
-    if layer.unit is Unit.TOKENS:
-        return tokens
-    return cost if layer.unit is Unit.SPEND else 1
+def _is_frozen(entry: Entry, layer: Layer) -> bool:
+    """Tell whether a rolling layer no longer takes back what a request counted in it.
+
+    The counters of a request that was restored begin empty: what it would give back is not there.
+    """
+    return entry.is_restored and layer.kind is LayerKind.ROLLING

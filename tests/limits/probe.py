@@ -4,16 +4,26 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import redis
 
 from dataplane.domain.limiting import Demand, LayerPlan
+from dataplane.limits.connection import TIMEOUT_SECONDS
 from dataplane.limits.counters import Keyspace
+from dataplane.limits.crossings import Crossing
+from dataplane.limits.desk import open_counters
 from dataplane.limits.limiter import Limiter
 from dataplane.limits.reservation import Reservation
 
 PATIENCE_SECONDS = 10.0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when the condition holds; it is asked again every few milliseconds."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +35,27 @@ class Probe:
     redis_url: str
     keyspace: Keyspace
     hash_tag: str
+    crossings: list[Crossing] = field(default_factory=list)
 
     @classmethod
     @asynccontextmanager
-    async def on(cls, redis_url: str) -> AsyncIterator["Probe"]:
+    async def on(
+        cls, redis_url: str, is_cold: bool = False, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> AsyncIterator["Probe"]:
+        """Connect a limiter; to cold counters if the test wants to see what it does with them."""
         hash_tag = secrets.token_hex(6)
-        limiter = await Limiter.connect(redis_url, hash_tag=hash_tag)
+        if not is_cold:
+            await open_counters(redis_url, hash_tag)
+        crossings: list[Crossing] = []
+        limiter = await Limiter.connect(
+            redis_url,
+            hash_tag=hash_tag,
+            timeout_seconds=timeout_seconds,
+            on_crossing=crossings.append,
+        )
         client = redis.Redis.from_url(redis_url)
         try:
-            yield cls(limiter, client, redis_url, Keyspace(hash_tag), hash_tag)
+            yield cls(limiter, client, redis_url, Keyspace(hash_tag), hash_tag, crossings)
         finally:
             await limiter.aclose(1.0)
             client.close()
@@ -53,6 +75,4 @@ class Probe:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Return when the condition holds; it is asked again every few milliseconds."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while not condition():
-                await asyncio.sleep(0.005)
+        await until(condition)

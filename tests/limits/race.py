@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import redis.asyncio
 
@@ -17,10 +17,13 @@ from dataplane.domain.limiting import (
     Window,
     plan_of,
 )
+from dataplane.limits.crossings import Crossing
 from dataplane.limits.limiter import Limiter
 from tests.limits.plans import USD, layer
 
 RESERVED_NANOUSD = 1_000_000
+# So near to it that the organization's budget comes to 80 percent, and not to 100.
+LEAST_COST_NANOUSD = 900_000
 CONCURRENCY = 32
 
 
@@ -30,6 +33,7 @@ class Tally:
 
     admitted: int
     spent_nanousd: int
+    crossings: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +52,17 @@ Attempt = Callable[[str, int], Awaitable[int | None]]
 
 
 def plan(limit: int) -> LayerPlan:
-    """Return a plan without calendar days, so that midnight changes nothing."""
+    """Return a plan without calendar days, so that midnight changes nothing.
+
+    The organization's budget is what all that may be admitted reserve: it refuses nobody.
+    """
     return plan_of(
         [
             layer(Unit.REQUESTS, Window.TOTAL, limit),
             layer(Unit.SPEND, Window.TOTAL, 1_000_000 * USD),
-            layer(Unit.SPEND, Window.TOTAL, 1_000_000 * USD, SubjectKind.ORGANIZATION, "o_1"),
+            layer(
+                Unit.SPEND, Window.TOTAL, limit * RESERVED_NANOUSD, SubjectKind.ORGANIZATION, "o_1"
+            ),
             layer(Unit.PARALLEL, Window.NONE, 10_000, SubjectKind.KEY, "k_1"),
         ]
     )
@@ -71,7 +80,13 @@ def run_control(task: Task) -> Tally:
 
 async def _limiter(task: Task) -> Tally:
     # Patient: the machine that runs the tests may be busy, and this is not about time.
-    limiter = await Limiter.connect(task.redis_url, hash_tag=task.hash_tag, timeout_seconds=5.0)
+    crossings: list[Crossing] = []
+    limiter = await Limiter.connect(
+        task.redis_url,
+        hash_tag=task.hash_tag,
+        timeout_seconds=5.0,
+        on_crossing=crossings.append,
+    )
     subject = plan(task.limit)
 
     async def attempt(request_id: str, cost: int) -> int | None:
@@ -92,7 +107,7 @@ async def _limiter(task: Task) -> Tally:
 
     tally = await _all(task, attempt)
     assert await limiter.aclose(10.0) == 0
-    return tally
+    return replace(tally, crossings=tuple(each.percent for each in crossings))
 
 
 async def _control(task: Task) -> Tally:
@@ -118,7 +133,7 @@ async def _all(task: Task, attempt: Attempt) -> Tally:
 
     async def worker() -> None:
         for number in waiting:
-            cost = costs.randint(0, RESERVED_NANOUSD)
+            cost = costs.randint(LEAST_COST_NANOUSD, RESERVED_NANOUSD)
             spent = await attempt(f"{task.number}-{number}", cost)
             if spent is not None:
                 admitted.append(spent)

@@ -25,7 +25,7 @@ from dataplane.limits import guards as subject
 from dataplane.limits.counters import Keyspace
 from dataplane.limits.guards import Guards, assemble_guard, guard_script
 from dataplane.limits.script import Script
-from tests.limits.driver import NOON_MS
+from tests.limits.script_runner import NOON_MS
 
 _TEST_CLOCK = """
 local function server_clock_ms()

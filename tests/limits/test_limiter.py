@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import time
 from dataclasses import replace
 
 import pytest
@@ -16,9 +17,11 @@ from dataplane.domain.limiting import (
     Window,
     plan_of,
 )
-from dataplane.domain.periods import periods_at
+from dataplane.domain.periods import FOREVER_MS, periods_at
+from dataplane.limits.counters import PARALLEL, SOFT_SPEND
+from dataplane.limits.crossings import Crossing
 from dataplane.limits.limiter import Limiter
-from tests.limits.plans import SLOT_MS, USD, WINDOW_MS, layer, only, shadowed
+from tests.limits.plans import SLOT_MS, USD, WINDOW_MS, budget, layer, only, shadowed
 from tests.limits.probe import Probe
 
 PLAN = plan_of(
@@ -234,13 +237,15 @@ async def test_closing_writes_what_is_queued_and_refuses_from_then_on(redis_url:
 
 
 async def test_what_the_meta_holds_is_kept_byte_for_byte(probe: Probe) -> None:
-    meta = bytes(range(256)) * 3
+    meta = '{"model":"grüße","note":"\\u0000 \n 模型"}'.encode() * 3
 
     await probe.limiter.reserve("a", PLAN, Demand(1, 1), meta)
 
     record = probe.reservation("a")
     assert record is not None
     assert meta in record
+    [held] = probe.limiter.in_flight()
+    assert held.meta == meta
 
 
 async def test_a_nonsense_settlement_is_refused_and_the_hold_stays(probe: Probe) -> None:
@@ -271,3 +276,98 @@ async def test_key_spaces_on_one_server_do_not_meet(redis_url: str) -> None:
     async with Probe.on(redis_url) as one, Probe.on(redis_url) as other:
         await one.reserve(secrets.token_hex(8), plan)
         await other.reserve(secrets.token_hex(8), plan)
+
+
+async def test_a_budget_that_is_reached_is_told_once_for_each_percentage(probe: Probe) -> None:
+    plan = plan_of([budget(100, Window.TOTAL)])
+    key = probe.keyspace.counter(plan.layers[0], "total")
+    for number, cost in enumerate([79, 1, 5, 15, 0]):
+        reservation = await probe.reserve(f"r{number}", plan, cost=cost)
+        reservation.settle(1, cost)
+    await probe.until(lambda: probe.limiter.queued == 0)
+
+    told = [(each.key, each.percent, each.capacity, each.settled) for each in probe.crossings]
+    assert told == [(key, 80, 100, 80), (key, 100, 100, 100)]
+    assert abs(probe.crossings[0].at_ms - time.time() * 1000) < 5_000
+
+
+async def test_what_a_former_process_left_tells_of_the_budgets_it_reaches(probe: Probe) -> None:
+    plan = plan_of([budget(100, Window.TOTAL)])
+    for name in ("charged", "held", "settled"):
+        await probe.reserve(name, plan, cost=30)
+
+    await probe.limiter.forfeit("held")
+    await probe.limiter.forfeit("charged", 20)
+    assert [each.percent for each in probe.crossings] == [80]
+    assert await probe.balances(plan) == [(50, 30)]
+
+    await probe.limiter.settle_again("settled", 1, 60)
+    assert [(each.percent, each.settled, each.held) for each in probe.crossings] == [
+        (80, 30, 60),
+        (100, 110, 0),
+    ]
+
+
+async def test_whoever_hears_of_a_budget_and_fails_disturbs_nobody(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_crossing: Crossing) -> None:
+        raise RuntimeError("the listener is broken")
+
+    async with Probe.on(redis_url) as probe:
+        plan = plan_of([budget(10, Window.TOTAL)])
+        deaf = await Limiter.connect(redis_url, hash_tag=probe.hash_tag, on_crossing=fail)
+        reservation = await deaf.reserve("a", plan, Demand(1, 10), b"")
+
+        reservation.settle(1, 9)
+
+        assert [each.settled for each in await deaf.balances(plan)] == [9]
+        assert (deaf.dropped, deaf.is_available) == (0, True)
+        assert "the listener is broken" in caplog.text
+        await deaf.aclose(1.0)
+
+
+async def test_a_soft_budget_holds_what_is_expected_and_more_while_it_has_room(
+    probe: Probe,
+) -> None:
+    plan = plan_of([budget(100, Window.TOTAL, is_hard=False)])
+    demand = Demand(1, 90, expected_nanousd=20)
+    first = await probe.limiter.reserve("a", plan, demand, b"")
+    second = await probe.limiter.reserve("b", plan, demand, b"")
+    assert await probe.balances(plan) == [(0, 40)]
+
+    assert await first.extend(70)
+    assert not await second.extend(40)
+    assert await probe.balances(plan) == [(0, 90)]
+
+    first.settle(1, 65)
+    second.release()
+    assert await first.extend(99)
+    assert await probe.balances(plan) == [(65, 0)]
+
+
+async def test_what_is_in_flight_is_told_until_it_is_settled(probe: Probe) -> None:
+    plan = plan_of(
+        [
+            budget(100, Window.TOTAL, is_hard=False),
+            layer(Unit.REQUESTS, Window.MINUTE, 5),
+            layer(Unit.PARALLEL, Window.NONE, 5),
+        ]
+    )
+    first = await probe.limiter.reserve("a", plan, Demand(1, 90, 20), b"first")
+    second = await probe.reserve("b", plan)
+    await first.extend(30)
+
+    told = {held.request_id: held for held in probe.limiter.in_flight()}
+
+    assert set(told) == {"a", "b"}
+    spend, parallel = plan.layers[1], plan.layers[2]
+    assert told["a"].counters == [
+        *(SOFT_SPEND, probe.keyspace.counter(spend, "total"), 30, 100, FOREVER_MS),
+        *(PARALLEL, probe.keyspace.counter(parallel), 1, 0, 0),
+    ]
+    assert (told["a"].meta, told["a"].admitted_at_ms) == (b"first", first.admitted_at_ms)
+
+    first.settle(1, 1)
+    second.release()
+    assert probe.limiter.in_flight() == []

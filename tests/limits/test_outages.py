@@ -83,34 +83,6 @@ async def test_a_server_that_forgot_the_script_is_taught_it_again(own_probe: Pro
     assert await own_probe.balances(PLAN) == [(0, 20)]
 
 
-async def test_an_emptied_redis_gets_a_new_epoch_and_old_requests_settle_to_nothing(
-    own_probe: Probe,
-) -> None:
-    before = await own_probe.reserve("a", PLAN, cost=10)
-    old_epoch = own_probe.redis.get(own_probe.keyspace.epoch)
-    own_probe.redis.flushall()
-
-    await own_probe.reserve("b", PLAN, cost=20)
-    before.settle(1, 10)
-
-    assert await own_probe.balances(PLAN) == [(0, 20)]
-    assert own_probe.redis.get(own_probe.keyspace.epoch) not in (None, old_epoch)
-
-
-async def test_counters_survive_a_restart_of_redis(tmp_path: Path) -> None:
-    first = embedded_redis.start(tmp_path, password="correct horse".replace(" ", "-"))
-    async with Probe.on(first.url) as probe:
-        reservation = await probe.reserve("a", PLAN, cost=10)
-        first.stop()
-        reservation.settle(1, 4)
-        second = embedded_redis.start(tmp_path, port=first.port, password="correct-horse")
-        try:
-            await probe.until(lambda: probe.limiter.is_available and not probe.limiter.queued)
-            assert await probe.balances(PLAN) == [(4, 0)]
-        finally:
-            second.stop()
-
-
 async def test_a_caller_that_leaves_disturbs_nobody_and_holds_nothing(probe: Probe) -> None:
     waiting = [asyncio.create_task(probe.reserve(f"r{number}", PLAN)) for number in range(60)]
     await asyncio.sleep(0)

@@ -8,6 +8,7 @@ from multiprocessing import get_context
 import pytest
 
 from dataplane.domain.quotas import LayerBalance
+from dataplane.limits.desk import open_counters
 from dataplane.limits.limiter import Limiter
 from tests.limits import race
 from tests.limits.race import Tally, Task
@@ -23,7 +24,8 @@ def tally_of(
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         tallies = list(pool.map(run, tasks))
     admitted = sum(tally.admitted for tally in tallies)
-    return limit, Tally(admitted, sum(tally.spent_nanousd for tally in tallies))
+    spent_nanousd = sum(tally.spent_nanousd for tally in tallies)
+    return limit, Tally(admitted, spent_nanousd, sum((each.crossings for each in tallies), ()))
 
 
 def assert_nothing_leaked(limit: int, tally: Tally, counted: int, spent_nanousd: int) -> None:
@@ -41,12 +43,13 @@ async def balances_of(redis_url: str, hash_tag: str, limit: int) -> tuple[LayerB
 
 @pytest.mark.parametrize(
     ("processes", "each"),
-    [(4, 250), pytest.param(8, 5_000, marks=pytest.mark.long)],
+    [(8, 250), pytest.param(8, 5_000, marks=pytest.mark.long)],
 )
 async def test_processes_that_race_for_a_limit_admit_exactly_the_limit(
     processes: int, each: int, redis_url: str
 ) -> None:
     hash_tag = secrets.token_hex(6)
+    await open_counters(redis_url, hash_tag)
 
     limit, tally = tally_of(race.run_limiter, redis_url, hash_tag, processes, each)
 
@@ -54,6 +57,8 @@ async def test_processes_that_race_for_a_limit_admit_exactly_the_limit(
     assert_nothing_leaked(limit, tally, requests.settled, user.settled)
     assert organization.settled == tally.spent_nanousd
     assert (organization.held, user.held, parallel.settled) == (0, 0, 0)
+    # Whoever crossed it, it was told by one of them, once.
+    assert tally.crossings == (80,)
 
 
 async def test_a_check_before_an_increment_admits_too_many(redis_url: str) -> None:
