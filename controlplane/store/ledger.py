@@ -1,9 +1,9 @@
 """The ledger: what every admitted request used and cost, once.
 
 Rows are inserted by request id. A repetition changes nothing, with one exception: a row that
-stands as abandoned (its process died, and it was charged what was reserved) is replaced by the
-settled one when the true figures arrive after all. The database decides that row by row, so any
-number of control planes may be told the same things in any order.
+stands as abandoned (its process died, or was cut off for longer than a lease, and it was charged what
+was reserved) is replaced when its owner says after all how it ended. The database decides that row by
+row, so any number of control planes may be told the same things in any order.
 
 Sums move in the same transaction, by what the rows really did: those that were inserted add
 themselves, those that were replaced add the difference. Rows are locked in one order, first of the
@@ -105,9 +105,8 @@ async def record(session: AsyncSession, rows: Sequence[Row]) -> None:
         return
     connection = await session.connection()
     inserted, repeated = await _insert_new(connection, rows)
-    before, after = await _settle_abandoned(connection, repeated)
-    counted = [row for row in inserted if row["state"] != UsageState.RELEASED]
-    added = [*counted, *after]
+    before, after = await _replace_abandoned(connection, repeated)
+    added = [row for row in (*inserted, *after) if row["state"] != UsageState.RELEASED]
     await user_days.move(connection, added=added, taken=before)
     await usage_totals.move(connection, added=added, taken=before)
 
@@ -128,15 +127,15 @@ async def _insert_new(
     return inserted, [row for index, row in enumerate(rows) if index not in new]
 
 
-async def _settle_abandoned(
+async def _replace_abandoned(
     connection: AsyncConnection, rows: Sequence[Row]
 ) -> tuple[list[Row], list[Row]]:
-    """Replace what stands as abandoned by the first of `rows` that is settled; return what was and what is."""
-    settled: dict[str, Row] = {}
+    """Replace what stands as abandoned by the first of `rows` that knows better; return what was and what is."""
+    better: dict[str, Row] = {}
     for row in rows:
-        if row["state"] == UsageState.SETTLED:
-            settled.setdefault(row["request_id"], row)
-    if not settled:
+        if row["state"] != UsageState.ABANDONED:
+            better.setdefault(row["request_id"], row)
+    if not better:
         return [], []
     columns = dict.fromkeys(
         (
@@ -147,15 +146,15 @@ async def _settle_abandoned(
             *usage_totals.LEDGER_COLUMNS,
         )
     )
-    # What is found is locked: nobody else can settle it any more, and a commit that is awaited is seen.
+    # What is found is locked: nobody else can replace it any more, and a commit that is awaited is seen.
     statement = (
         sqlalchemy.select(*(LEDGER.c[name] for name in columns))
-        .where(LEDGER.c.request_id.in_(settled), LEDGER.c.state == int(UsageState.ABANDONED))
+        .where(LEDGER.c.request_id.in_(better), LEDGER.c.state == int(UsageState.ABANDONED))
         .order_by(LEDGER.c.request_id)
         .with_for_update()
     )
     before: list[Row] = [row._asdict() for row in await connection.execute(statement)]
-    after = [settled[row["request_id"]] for row in before]
+    after = [better[row["request_id"]] for row in before]
     if after:
         update = LEDGER.update().where(LEDGER.c.request_id == bindparam("replaced"))
         await connection.execute(update, [{**row, "replaced": row["request_id"]} for row in after])

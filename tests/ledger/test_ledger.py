@@ -146,7 +146,7 @@ async def test_a_repetition_changes_nothing(ledger: LedgerServer) -> None:
     ("first", "then", "stands"),
     [
         (pb.USAGE_STATE_ABANDONED, pb.USAGE_STATE_SETTLED, pb.USAGE_STATE_SETTLED),
-        (pb.USAGE_STATE_ABANDONED, pb.USAGE_STATE_RELEASED, pb.USAGE_STATE_ABANDONED),
+        (pb.USAGE_STATE_ABANDONED, pb.USAGE_STATE_RELEASED, pb.USAGE_STATE_RELEASED),
         (pb.USAGE_STATE_ABANDONED, pb.USAGE_STATE_ABANDONED, pb.USAGE_STATE_ABANDONED),
         (pb.USAGE_STATE_SETTLED, pb.USAGE_STATE_ABANDONED, pb.USAGE_STATE_SETTLED),
         (pb.USAGE_STATE_SETTLED, pb.USAGE_STATE_RELEASED, pb.USAGE_STATE_SETTLED),
@@ -154,7 +154,7 @@ async def test_a_repetition_changes_nothing(ledger: LedgerServer) -> None:
         (pb.USAGE_STATE_RELEASED, pb.USAGE_STATE_ABANDONED, pb.USAGE_STATE_RELEASED),
     ],
 )
-async def test_only_an_abandoned_request_is_settled_later(
+async def test_only_what_was_taken_for_abandoned_is_ever_replaced(
     ledger: LedgerServer, first: int, then: int, stands: int
 ) -> None:
     await report(ledger, [record(state=first, output_tokens=1)])

@@ -75,7 +75,7 @@ class UsageServiceServicer:
         """ReportUsage stores batches and acknowledges each one after its commit.
 
         Records are inserted by request id: the same record may be sent any number of times, by any node. A row that stands as
-        ABANDONED is replaced by a SETTLED one, once; every other repetition changes nothing. Batches of a stream are
+        ABANDONED is replaced by a SETTLED or RELEASED one, once; every other repetition changes nothing. Batches of a stream are
         acknowledged in the order of their arrival. INVALID_ARGUMENT ends the stream when a record can never be stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -37,7 +37,7 @@ class UsageServiceStub:
     """ReportUsage stores batches and acknowledges each one after its commit.
 
     Records are inserted by request id: the same record may be sent any number of times, by any node. A row that stands as
-    ABANDONED is replaced by a SETTLED one, once; every other repetition changes nothing. Batches of a stream are
+    ABANDONED is replaced by a SETTLED or RELEASED one, once; every other repetition changes nothing. Batches of a stream are
     acknowledged in the order of their arrival. INVALID_ARGUMENT ends the stream when a record can never be stored.
     """
     GetUserUsage: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.GetUserUsageRequest, _usage_service_pb2.UserUsage]
@@ -69,7 +69,7 @@ class UsageServiceAsyncStub(UsageServiceStub):
     """ReportUsage stores batches and acknowledges each one after its commit.
 
     Records are inserted by request id: the same record may be sent any number of times, by any node. A row that stands as
-    ABANDONED is replaced by a SETTLED one, once; every other repetition changes nothing. Batches of a stream are
+    ABANDONED is replaced by a SETTLED or RELEASED one, once; every other repetition changes nothing. Batches of a stream are
     acknowledged in the order of their arrival. INVALID_ARGUMENT ends the stream when a record can never be stored.
     """
     GetUserUsage: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.GetUserUsageRequest, _usage_service_pb2.UserUsage]  # type: ignore[assignment]
@@ -104,7 +104,7 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         """ReportUsage stores batches and acknowledges each one after its commit.
 
         Records are inserted by request id: the same record may be sent any number of times, by any node. A row that stands as
-        ABANDONED is replaced by a SETTLED one, once; every other repetition changes nothing. Batches of a stream are
+        ABANDONED is replaced by a SETTLED or RELEASED one, once; every other repetition changes nothing. Batches of a stream are
         acknowledged in the order of their arrival. INVALID_ARGUMENT ends the stream when a record can never be stored.
         """
 
