@@ -59,8 +59,8 @@ from dataplane.upstream.transport import AiohttpTransport
 _log = structlog.get_logger(__name__)
 VERSION: Final = version("tollkeeper")
 _READY_FILE: Final = "dataplane.ready"
-# What is not delivered by then stays in the spool for the next start.
-_FLUSH_SECONDS: Final = 3.0
+# What is not delivered by then stays in the spool for the next start; most was when counting ended.
+_FLUSH_SECONDS: Final = 1.0
 _RECORDS_AT_ONCE: Final = 500
 # Collections of the youngest generation cost a stream its pace; most garbage here has no cycles.
 _GC_THRESHOLD: Final = 50_000

@@ -5,7 +5,6 @@ organizations a `ShardedLimiter` and a `ShardedMaintainer`.
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from dataplane.limits.target import Target
 from dataplane.limits.topology import targets_at
 from dataplane.maintenance.maintainer import Maintainer, NotMaintainingError
 from dataplane.maintenance.sharded import ShardedMaintainer
+from dataplane.maintenance.stopping import stop
 
 # Settlements that are not written by then are settled again from the spool at the next start.
 _FLUSH_SECONDS: Final = 3.0
@@ -88,16 +88,16 @@ class Counting:
         async with AsyncExitStack() as stack:
             if mode is RedisMode.ORG:
                 sharded = await ShardedLimiter.connect(target_of, on_crossing=tell)
-                stack.push_async_callback(sharded.aclose, _FLUSH_SECONDS)
                 maintainers = ShardedMaintainer(target_of, sharded, *sources)
                 stack.push_async_callback(maintainers.aclose)
                 counting = cls(sharded, maintainers, target)
             else:
                 limiter = await Limiter.connect(target, on_crossing=tell)
-                stack.push_async_callback(limiter.aclose, _FLUSH_SECONDS)
                 desk = CounterDesk(target)
                 stack.push_async_callback(desk.aclose)
                 counting = cls(limiter, Maintainer(desk, limiter, *sources), target)
+            stack.push_async_callback(counting._leave, reporter)
+            stack.push_async_callback(counting.limiter.aclose, _FLUSH_SECONDS)
             stack.push_async_callback(counting.stop_maintaining)
             yield counting
 
@@ -110,10 +110,12 @@ class Counting:
     async def stop_maintaining(self) -> None:
         """Stop, and leave it to others."""
         while self._work:
-            task = self._work.pop()
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await stop(self._work.pop())
+
+    async def _leave(self, reporter: UsageReporter) -> None:
+        """Deliver what is left; a node that owes nothing need not be waited for by anybody."""
+        await reporter.delivered(_FLUSH_SECONDS)
+        await self.maintainer.leave()
 
     async def do(self, task: CounterTask) -> CounterReport:
         """Do what a control plane asks of whoever maintains the counters.

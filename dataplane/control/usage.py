@@ -202,6 +202,13 @@ class UsageReporter:
         self._task = asyncio.create_task(self._run(), name="report-usage")
         self._offer_sightings()
 
+    async def delivered(self, deadline_seconds: float) -> bool:
+        """Wait until the ledger has everything; return whether it has."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_seconds):
+                await self._is_idle.wait()
+        return self._is_idle.is_set()
+
     async def aclose(self, deadline_seconds: float) -> None:
         """Deliver for so long, leave the rest on disk, and close the spool."""
         try:

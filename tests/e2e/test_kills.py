@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+import redis
 
 from tests.e2e.calls import Answer, Client, Streams, client_of
 from tests.e2e.conftest import SETTINGS
@@ -178,3 +179,17 @@ async def test_sigterm_to_a_data_plane_lets_20_open_streams_finish_and_settles_t
     assert {(row["state"], row["source"]) for row in rows} == {("settled", "reported")}
     month = caller.month()
     assert (month.settled, month.held) == (sum(prices_of(rows)), 0)
+
+
+def test_a_data_plane_that_stops_in_order_takes_itself_off_the_list_of_nodes(mortal: Stack) -> None:
+    former = mortal.dataplane_pid(0)
+    with redis.Redis.from_url(mortal.line["redis_url"]) as client:
+
+        def is_listed() -> bool:
+            return bool(client.hexists("tk:1:{g}:nodes", "dev-1"))
+
+        eventually(is_listed)
+        os.kill(former, signal.SIGTERM)
+        eventually(lambda: not is_listed())
+        await_successor(mortal, 0, former)
+        eventually(is_listed)
