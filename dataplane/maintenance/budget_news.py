@@ -1,18 +1,20 @@
 """Budgets that came to 80 or 100 percent, as they are told to the control plane."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final  # Any: what an answer of the script holds
 
 from dataplane.domain.counters import BudgetEvent, CounterName
-from dataplane.domain.limiting import SubjectKind, Unit
-from dataplane.domain.principals import Principal
+from dataplane.domain.entitlements import address_digest
+from dataplane.domain.limiting import Layer, SubjectKind, Unit
+from dataplane.domain.principals import Principal, SubjectLimits
 from dataplane.domain.snapshot import Snapshot
 from dataplane.limits.counters import Keyspace
 from dataplane.maintenance.counter_table import Reading
 from dataplane.maintenance.ports import Reporter
 
 _PERCENTAGES: Final = (80, 100)
+_ADDRESS: Final = f"{SubjectKind.IP}:"
 # So many credentials are looked through before other work gets its turn.
 _CREDENTIALS_A_TURN: Final = 2_000
 
@@ -46,54 +48,82 @@ class BudgetNews:
 
 
 class Capacities:
-    """How large budgets are under one snapshot.
+    """Which counters are moved under one snapshot, and how large budgets are.
 
-    Whose calls a budget counts is known by its subject; of an address it is not, nobody can tell
-    from its digest who calls from there.
+    Whose calls a counter counts is known by its subject. Of an address nobody can tell from its digest
+    who calls from there: its budgets have no known capacity.
     """
 
     def __init__(
-        self, snapshot: Snapshot, callers: dict[tuple[SubjectKind, str], Principal]
+        self, snapshot: Snapshot, callers: dict[tuple[SubjectKind, str], list[Principal]]
     ) -> None:
         """Keep what `of` found."""
         self.snapshot = snapshot
         self._callers = callers
+        self._addresses = {
+            address_digest(subject.removeprefix(_ADDRESS)): configured
+            for subject, configured in snapshot.limits.items()
+            if subject.startswith(_ADDRESS)
+        }
 
     @classmethod
     async def of(cls, snapshot: Snapshot) -> "Capacities":
         """Return those of a snapshot; it is looked through in slices of a few milliseconds."""
-        callers: dict[tuple[SubjectKind, str], Principal] = {}
+        callers: dict[tuple[SubjectKind, str], list[Principal]] = {}
         for number, principal in enumerate(principals_of(snapshot)):
             user = principal.user
-            callers[principal.kind, principal.principal_id] = principal
-            callers[SubjectKind.USER, user.user_id] = principal
-            callers[SubjectKind.ORGANIZATION, user.organization.organization_id] = principal
-            callers[SubjectKind.GLOBAL, ""] = principal
+            callers[principal.kind, principal.principal_id] = [principal]
+            callers[SubjectKind.ORGANIZATION, user.organization.organization_id] = [principal]
+            callers[SubjectKind.GLOBAL, ""] = [principal]
+            # A user's layers depend on the tier of the credential that calls.
+            of_user = callers.setdefault((SubjectKind.USER, user.user_id), [])
+            if all(each.tier != principal.tier for each in of_user):
+                of_user.append(principal)
             if number % _CREDENTIALS_A_TURN == 0:
                 await asyncio.sleep(0)
         return cls(snapshot, callers)
+
+    def is_counted(self, counter: CounterName, now_ms: int) -> bool:
+        """Return whether a layer moves a counter at `now_ms`: calls of its subject, or some of them."""
+        if counter.subject_kind is SubjectKind.IP:
+            return self._is_address_counted(counter, now_ms)
+        return any(True for _ in self._layers_of(counter, now_ms))
 
     def capacity_of(self, counter: CounterName, now_ms: int) -> int:
         """Return the budget of a counter in nano-USD at `now_ms`; 0 of any other counter."""
         if counter.unit is not Unit.SPEND:
             return 0
+        for layer in self._layers_of(counter, now_ms):
+            return 0 if layer.is_shadow else layer.capacity
+        return 0
+
+    def _layers_of(self, counter: CounterName, now_ms: int) -> Iterator[Layer]:
         kind, subject_id = counter.subject_kind, counter.subject_id
         is_shared = kind in (SubjectKind.ENDPOINT, SubjectKind.MODEL)
-        found = (SubjectKind.GLOBAL, "") if is_shared else (kind, subject_id)
-        principal = self._callers.get(found)
-        if principal is None:
-            return 0
         endpoint = subject_id if kind is SubjectKind.ENDPOINT else ""
         model = subject_id if kind is SubjectKind.MODEL else ""
-        plan = self.snapshot.plan_for(principal, "", endpoint, model, now_ms)
-        for layer in plan.layers:
-            if (
-                (layer.subject_kind, layer.subject_id) == (kind, subject_id)
-                and (layer.unit, layer.window) == (counter.unit, counter.window)
-                and layer.reset_generation == counter.reset_generation
-            ):
-                return 0 if layer.is_shadow else layer.capacity
-        return 0
+        found = (SubjectKind.GLOBAL, "") if is_shared else (kind, subject_id)
+        for principal in self._callers.get(found, ()):
+            plan = self.snapshot.plan_for(principal, "", endpoint, model, now_ms)
+            for layer in plan.layers:
+                if (
+                    (layer.subject_kind, layer.subject_id) == (kind, subject_id)
+                    and (layer.unit, layer.window) == (counter.unit, counter.window)
+                    and layer.reset_generation == counter.reset_generation
+                ):
+                    yield layer
+
+    def _is_address_counted(self, counter: CounterName, now_ms: int) -> bool:
+        tier_name, _, digest = counter.subject_id.rpartition("-")
+        counted = (counter.unit.value, counter.window.value)
+        configured = self._addresses.get(digest, SubjectLimits())
+        passing = (each.entry for each in configured.temporary if now_ms < each.until_ms)
+        own = [each for each in (*configured.own, *passing) if each.counted == counted]
+        if not tier_name:
+            return bool(own) and not own[-1].is_unlimited
+        tier = self.snapshot.tiers.get(tier_name)
+        limits = () if tier is None else tier.ip_limits
+        return not own and any(each.counted == counted and not each.is_unlimited for each in limits)
 
 
 def principals_of(snapshot: Snapshot) -> Iterable[Principal]:

@@ -42,6 +42,7 @@ class Freezer:
         self._loop = asyncio.get_running_loop()
         self._served = ""
         self._frozen_until: float | None = None
+        self._failures = 0
 
     async def run(self) -> None:
         """Watch until cancelled; reporting goes on then."""
@@ -52,8 +53,13 @@ class Freezer:
                     await self._look()
                 except Exception as error:
                     # The boundary of this task: it is tried again until the counters are there.
-                    _log.warning("handover_failed", error=type(error).__name__)
+                    self._failures += 1
+                    if self._failures in (1, 10) or self._failures % 100 == 0:
+                        name, count = type(error).__name__, self._failures
+                        _log.warning("handover_failed", error=name, failures=count)
                     self._served = ""
+                else:
+                    self._failures = 0
         finally:
             self._thaw()
 

@@ -34,6 +34,8 @@ from dataplane.maintenance.verifying import BETWEEN_SECONDS, Verification, Verif
 # One duty that takes longer has met something that does not end; it begins anew.
 _DUTY_SECONDS: Final = 300.0
 _GOODBYE_SECONDS: Final = 2.0
+# After trouble: what is behind is raised when two rounds running have found it.
+_SOON_ROUNDS: Final = 2
 # So much of the time may be spent on comparing.
 _SHARE: Final = 0.01
 T = TypeVar("T")
@@ -47,7 +49,7 @@ class Pace:
 
     `beat` is between two renewals of lease and presence, `look` between two looks at whether there is
     something to do, `reap` between two rounds of the reaper. A round of comparison follows the last one
-    after `reconcile_least` to `reconcile_most`, the longer the more it took. `quiet` is how long
+    after `reconcile_least` to `reconcile_most`, the longer the more it took, and after trouble `soon`. `quiet` is how long
     nothing is reaped after an outage, in which the leases of live streams ran out. `rebuild_wait` is for
     nodes that do not hand over, `frozen` for how long one stands still at most, `between` is between
     the two readings of a verification. `retry` is after a failure.
@@ -58,6 +60,7 @@ class Pace:
     reap: float = 5.0
     reconcile_least: float = 10.0
     reconcile_most: float = 60.0
+    soon: float = 1.0
     quiet: float = 15.0
     rebuild_wait: float = WAIT_SECONDS
     frozen: float = FROZEN_SECONDS
@@ -192,7 +195,12 @@ class Maintainer:
             LedgerUnavailable, RedisError, OSError: It could not be done.
         """
         term = self._needs_term()
-        return await self._within(term, self._verifier.verify(term.fence, repairs=repairs))
+        snapshot = self._current_snapshot()
+        if snapshot is None:
+            raise NotMaintainingError
+        capacities = await self._capacities_under(snapshot)
+        work = self._verifier.verify(term.fence, capacities, repairs=repairs)
+        return await self._within(term, work)
 
     async def reset_clock(self) -> None:
         """Let the limiter's time go back to the clock of Redis.
@@ -272,6 +280,7 @@ class Maintainer:
         """Do what is due, one thing at a time, until the term ends."""
         pace, clock = self._pace, self._loop.time
         reap_at = reconcile_at = retry_at = clock()
+        soon = 0
         while True:
             await asyncio.sleep(pace.look)
             snapshot = self._current_snapshot()
@@ -280,10 +289,12 @@ class Maintainer:
             is_well = True
             if self._limiter.is_cold:
                 is_well = await self._attempt("rebuild", self._rebuild(snapshot, fence))
+                # What nobody handed over is in the ledger a moment later.
+                reconcile_at, soon = clock() + pace.soon, _SOON_ROUNDS
             elif not self._limiter.is_available:
                 # What was served without counters is in none of them, and some may not exist yet.
                 self._seeder.forget()
-                reconcile_at = clock()
+                reconcile_at, soon = clock(), _SOON_ROUNDS
                 continue
             elif clock() >= reap_at and clock() >= self._troubled_at + pace.quiet:
                 is_well = await self._while_warm("reap", self._reaper.round(fence))
@@ -294,7 +305,8 @@ class Maintainer:
                 began_at = clock()
                 is_well = await self._while_warm("reconcile", self._compare(snapshot, fence))
                 wait = max(pace.reconcile_least, (clock() - began_at) / _SHARE)
-                reconcile_at = clock() + min(pace.reconcile_most, wait)
+                reconcile_at = clock() + (pace.soon if soon else min(pace.reconcile_most, wait))
+                soon = max(0, soon - 1)
             if not is_well:
                 retry_at = clock() + pace.retry
 
@@ -312,6 +324,10 @@ class Maintainer:
 
     async def _rebuild(self, snapshot: Snapshot, fence: int) -> None:
         async with self._turns:
+            # With the counters the lease is lost: two that rebuild would each be handed half.
+            await self._lease.renew()
+            if self._lease.term is None or self._lease.term.fence != fence:
+                raise FencedError
             await self._rebuilder.rebuild(snapshot, fence)
 
     async def _seed(self, snapshot: Snapshot, fence: int) -> None:

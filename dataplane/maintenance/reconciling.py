@@ -91,7 +91,8 @@ class Reconciler:
             if reading.told_percent:
                 self._tell_again(place.counter, reading, capacities, began_ms)
             suspicion = self._suspect(place, reading, ledger, began_ms)
-            if suspicion is None:
+            if suspicion is None or not capacities.is_counted(place.counter, began_ms):
+                # One that no layer moves is raised when a layer does again: seeding sees to that.
                 continue
             match verdict_of(place.counter, suspicion):
                 case Verdict.RAISE:

@@ -17,6 +17,7 @@ from dataplane.domain.counters import MAX_DIFFERENCES, CounterDifference
 from dataplane.domain.limiting import LayerKind, Unit
 from dataplane.limits.counters import layer_kind, layer_name
 from dataplane.limits.operations import Find, Outcome
+from dataplane.maintenance.budget_news import Capacities
 from dataplane.maintenance.counter_table import (
     BATCH,
     OPERATIONS,
@@ -104,8 +105,10 @@ class Verifier:
         self._between_seconds = between_seconds
         self._seen_within_ms = seen_within_ms
 
-    async def verify(self, fence: int, *, repairs: bool) -> Verification:
+    async def verify(self, fence: int, capacities: Capacities, *, repairs: bool) -> Verification:
         """Compare all counters; with `repairs` set those that differ, also downwards.
+
+        One that no layer moves under the present configuration says nothing, and is passed over.
 
         A counter that is ahead is not lowered while a node that is there has something to report
         that it began before: that arrives by itself. A node that is gone for good stops nobody here.
@@ -114,7 +117,8 @@ class Verifier:
             FencedError: The term is over.
             LedgerUnavailable, RedisError, OSError: It could not be done; some may be set.
         """
-        compared, first = await self._first()
+        began_ms = await self._registry.now_ms()
+        compared, first = await self._first(capacities, began_ms)
         began_ms = await self._registry.now_ms()
         if not first:
             return Verification(compared, 0, ())
@@ -138,14 +142,18 @@ class Verifier:
             differences.append(difference)
         return Verification(compared, len(found), tuple(differences[:MAX_DIFFERENCES]))
 
-    async def _first(self) -> tuple[int, dict[str, _Observation]]:
+    async def _first(
+        self, capacities: Capacities, now_ms: int
+    ) -> tuple[int, dict[str, _Observation]]:
         """Return how many counters there are, and those that may differ, by their keys."""
         reserved = await self._reserved()
         compared, candidates = 0, dict[str, _Observation]()
         async for places in self._table.scan():
             compared += len(places)
             for each in await self._observe(places, reserved):
-                if each.is_off and len(candidates) < _MAX_CANDIDATES:
+                if not each.is_off or len(candidates) >= _MAX_CANDIDATES:
+                    continue
+                if each.is_hold_off or capacities.is_counted(each.place.counter, now_ms):
                     candidates[each.place.key] = each
             await asyncio.sleep(0)
         return compared, candidates
