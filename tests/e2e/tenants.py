@@ -13,8 +13,8 @@ from tests.e2e.waiting import eventually
 
 # Counted, and reached by no test.
 AMPLE: Final = (
-    *("--daily-requests", "none", "--daily-tokens", "none"),
-    *("--requests-per-minute", "none", "--monthly-budget-usd", "none"),
+    *("--daily-requests", "1000000", "--daily-tokens", "1000000000"),
+    *("--requests-per-minute", "none", "--monthly-budget-usd", "1000"),
 )
 _NUMBERS: Final = count(1)
 
