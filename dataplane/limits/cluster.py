@@ -11,12 +11,11 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Any, Final  # Any: an answer of the client library
 
-from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis.exceptions import RedisError, ResponseError
 
 from dataplane.limits.redis_urls import Address, RedisUrl
-from dataplane.limits.witnesses import Lookup, Witnesses
+from dataplane.limits.witnesses import Lookup, Question, Witnesses
 
 # What a server says that was started without.
 _NO_CLUSTER: Final = "cluster support disabled"
@@ -71,7 +70,7 @@ class ClusterNodes:
         return None if slots is None else slots.address_of(slot)
 
     async def _ask(self) -> _SlotMap | None:
-        slots = await self._witnesses.ask(_slots)
+        slots = await self._witnesses.ask(_WHO_SERVES_WHAT)
         if slots is not None:
             known = (*slots.addresses, *self._url.addresses)
             self._witnesses.replace([self._url.server(each) for each in known])
@@ -104,18 +103,14 @@ def slot_of(hash_tag: str) -> int:
     return key_slot(f"{{{hash_tag}}}".encode())
 
 
-async def _slots(node: Redis) -> _SlotMap | None:
-    """Ask a node who serves what; CLUSTER SHARDS would say the same, but not before Redis 7."""
-    try:
-        # In two words: the library would make something else of the answer to one.
-        answer: list[Any] = await node.execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call] # the library has no annotation here
-    except ResponseError as error:
-        if _NO_CLUSTER in str(error):
+def _slots(answer: Any, asked_host: str) -> _SlotMap | None:
+    """Return who serves what, or None from a server that is no node of a Cluster."""
+    if isinstance(answer, ResponseError):
+        if _NO_CLUSTER in str(answer):
             return None
-        raise
+        raise answer
     if not answer:
         raise RedisError("the node does not know who serves what")
-    asked_host = str(node.connection_pool.connection_kwargs["host"])
     ranges = sorted(
         (start, end, _address(primary, asked_host)) for start, end, primary, *_ in answer
     )
@@ -126,3 +121,7 @@ async def _slots(node: Redis) -> _SlotMap | None:
 def _address(primary: list[Any], asked_host: str) -> Address:
     host, port = primary[0], int(primary[1])
     return (asked_host if host in _NAMELESS else host.decode()), port
+
+
+# CLUSTER SHARDS would say the same, but not before Redis 7.
+_WHO_SERVES_WHAT: Final = Question(("CLUSTER", "SLOTS"), _slots)

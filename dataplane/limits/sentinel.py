@@ -8,11 +8,12 @@ A new primary has another run id, so its counters are cold until they are rebuil
 received of them.
 """
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from typing import Any  # Any: what a sentinel answers depends
+
+from redis.exceptions import RedisError, ResponseError
 
 from dataplane.limits.redis_urls import Address, RedisUrl
-from dataplane.limits.witnesses import Lookup, Witnesses
+from dataplane.limits.witnesses import Lookup, Question, Witnesses
 
 
 class SentinelTarget:
@@ -27,7 +28,8 @@ class SentinelTarget:
         if not url.primary_name:
             raise ValueError("the URL names no sentinels")
         self.url = url.server(url.addresses[0])
-        self._name = url.primary_name
+        command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", url.primary_name)
+        self._question = Question(command, _primary)
         self._sentinels = Witnesses([url.sentinel(each) for each in url.addresses])
         self._lookup = Lookup(self._ask)
 
@@ -40,12 +42,13 @@ class SentinelTarget:
         return await self._lookup.answer()
 
     async def _ask(self) -> Address:
-        return await self._sentinels.ask(self._primary)
+        return await self._sentinels.ask(self._question)
 
-    async def _primary(self, sentinel: Redis) -> Address:
-        command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name)
-        found = await sentinel.execute_command(*command)  # type: ignore[no-untyped-call] # the library has no annotation here
-        if found is None:
-            raise RedisError("the sentinel knows no primary of this name")
-        host, port = found
-        return host.decode(), int(port)
+
+def _primary(answer: Any, _asked_host: str) -> Address:
+    if isinstance(answer, ResponseError):
+        raise answer
+    if answer is None:
+        raise RedisError("the sentinel knows no primary of this name")
+    host, port = answer
+    return host.decode(), int(port)

@@ -106,6 +106,11 @@ class ShardedLimiter:
         return self.shared.state
 
     @property
+    def tags(self) -> frozenset[str]:
+        """The hash tags in use."""
+        return frozenset(self._limiters)
+
+    @property
     def unavailable_tags(self) -> frozenset[str]:
         """The hash tags in use whose counters cannot be asked right now."""
         return frozenset(tag for tag, each in self._limiters.items() if not each.is_available)

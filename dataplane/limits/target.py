@@ -1,7 +1,8 @@
-"""Which server holds the counters: asked anew before every connection.
+"""Which server holds the counters: asked anew before every connection, and while one is used.
 
 One server at a fixed address is a URL and no more. Where the primary can move, the target names
-its present address; scheme, credentials, database and TLS stay those of the URL.
+its present address; scheme, credentials, database and TLS stay those of the URL. A connection to
+where the primary was before is closed: a former primary may not know for seconds that it is one.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from redis.asyncio.connection import (
 )
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, TryAgainError
+from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisError, TryAgainError
 
 
 class Target(Protocol):
@@ -30,7 +31,7 @@ class Target(Protocol):
     async def address(self) -> tuple[str, int] | None:
         """Return host and port of the primary now; None: those of the URL.
 
-        Asked within the deadline of each connect, which cancels it.
+        Asked within the deadline of each connect, which cancels it, and about once a second.
 
         Raises:
             RedisError, OSError: Nobody who could be asked knows.
@@ -86,22 +87,43 @@ def pool_of(target: Target, timeout_seconds: float | None) -> ConnectionPool:
 _NOT_HERE: Final = (ReadOnlyError, AskError, ClusterDownError, TryAgainError)
 
 
+# How often a connection that is used makes sure that the primary is still where it was, and how long
+# it waits for that: an answer that comes later is there the next time.
+_CHECK_SECONDS: Final = 1.0
+_PATIENCE_SECONDS: Final = 0.02
+
+
 class _Following(Connection):
-    """A connection that asks its target for the address whenever it connects."""
+    """A connection that asks its target for the address whenever it connects, and once a second."""
 
     def __init__(self, *, target: Target, **arguments: Any) -> None:
         self._target = target
+        self._check_at = 0.0
         super().__init__(**arguments)
 
     async def connect_check_health(
         self, check_health: bool = True, retry_socket_connect: bool = True
     ) -> None:
+        now = asyncio.get_running_loop().time()
+        if self.is_connected and now >= self._check_at:
+            self._check_at = now + _CHECK_SECONDS
+            if await self._has_moved():
+                await self.disconnect(nowait=True)
         if not self.is_connected:
             async with asyncio.timeout(self.socket_connect_timeout):
                 address = await self._target.address()
             if address is not None:
                 self.host, self.port = address
         await super().connect_check_health(check_health, retry_socket_connect)
+
+    async def _has_moved(self) -> bool:
+        """Tell whether the primary is elsewhere; without an answer it is taken to be here."""
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                address = await self._target.address()
+        except (RedisError, OSError):
+            return False
+        return address is not None and address != (self.host, self.port)
 
     async def read_response(self, *positional: Any, **named: Any) -> Any:
         try:

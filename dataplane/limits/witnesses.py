@@ -6,10 +6,10 @@ One that hangs must not use up the time of whoever wants to connect, so the next
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Generic, TypeVar  # Any: what a task of any kind is
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar  # Any: what a server answers depends
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from dataplane.limits.patience import Deadline
 from dataplane.limits.target import FixedTarget, pool_of
@@ -23,26 +23,41 @@ KEPT_SECONDS: Final = 0.5
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Question(Generic[T]):
+    """A command, and what reads its answer.
+
+    `read` gets the answer, or the error that the server answered, and the host that was asked. It
+    raises RedisError where that is no answer.
+    """
+
+    command: Sequence[str]
+    read: Callable[[Any, str], T]
+
+
 class Witnesses:
-    """Some servers, by their URLs; connections are opened for each question."""
+    """Some servers; connections are opened for each question.
+
+    Attributes:
+        urls: Of the servers, in the order in which they are asked; they may hold passwords.
+    """
 
     def __init__(self, urls: Sequence[str]) -> None:
         """Begin with the order given."""
-        self._urls = list(urls)
+        self.urls = list(urls)
 
     def replace(self, urls: Sequence[str]) -> None:
         """Ask others from now on; whoever answered last is still asked first if it is among them."""
-        first = self._urls[:1]
-        self._urls = [url for url in first if url in urls]
-        self._urls += [url for url in dict.fromkeys(urls) if url not in self._urls]
+        first = [url for url in self.urls[:1] if url in urls]
+        self.urls = list(dict.fromkeys([*first, *urls]))
 
-    async def ask(self, question: Callable[[Redis], Awaitable[T]]) -> T:
-        """Return the first answer to `question`, which raises RedisError where a server has none.
+    async def ask(self, question: Question[T]) -> T:
+        """Return the first answer.
 
         Raises:
             RedisError, OSError: None of them has an answer; what the last one raised.
         """
-        waiting = list(self._urls)
+        waiting = list(self.urls)
         asked: dict[asyncio.Task[T], str] = {}
         failure: BaseException = RedisError("there is nobody to ask")
         try:
@@ -68,9 +83,9 @@ class Witnesses:
             await _end(asked)
 
     def _prefer(self, url: str) -> None:
-        if url in self._urls:
-            self._urls.remove(url)
-            self._urls.insert(0, url)
+        if url in self.urls:
+            self.urls.remove(url)
+            self.urls.insert(0, url)
 
 
 class Lookup(Generic[T]):
@@ -109,13 +124,21 @@ class Lookup(Generic[T]):
         return question.get_loop().time() > self._answered_at + KEPT_SECONDS
 
 
-async def _ask(url: str, question: Callable[[Redis], Awaitable[T]]) -> T:
-    client = Redis.from_pool(pool_of(FixedTarget(url), timeout_seconds=None))
+async def _ask(url: str, question: Question[T]) -> T:
+    # The pool only builds the right kind of connection.
+    link: Any = pool_of(FixedTarget(url), timeout_seconds=None).make_connection()  # type: ignore[no-untyped-call] # the library has no annotation here
     try:
         async with Deadline(ASK_SECONDS):
-            return await question(client)
+            await link.connect()
+            await link.send_command(*question.command)
+            try:
+                answer = await link.read_response()
+            except ResponseError as error:
+                answer = error
     finally:
-        await client.connection_pool.disconnect()
+        # Without a wait: this may have been cancelled, and may be again.
+        await link.disconnect(nowait=True)
+    return question.read(answer, link.host)
 
 
 async def _end(tasks: dict[asyncio.Task[Any], str]) -> None:

@@ -12,7 +12,7 @@ from dataplane.maintenance.ports import Limiter, Reporter
 # Whoever rebuilds has read the sums by half of this, or gives up.
 FROZEN_SECONDS: Final = 20.0
 DRAIN_SECONDS: Final = 1.0
-_LOOK_SECONDS: Final = 0.05
+LOOK_SECONDS: Final = 0.05
 _HANDOVER_SECONDS: Final = 10.0
 
 _log = structlog.get_logger(__name__)
@@ -32,6 +32,7 @@ class Freezer:
         reporter: Reporter,
         node_id: str,
         frozen_seconds: float = FROZEN_SECONDS,
+        look_seconds: float = LOOK_SECONDS,
     ) -> None:
         """Speak for the process of `limiter` and `reporter`."""
         self._handovers = handovers
@@ -39,6 +40,7 @@ class Freezer:
         self._reporter = reporter
         self._node_id = node_id
         self._frozen_seconds = frozen_seconds
+        self._look_seconds = look_seconds
         self._loop = asyncio.get_running_loop()
         self._served = ""
         self._frozen_until: float | None = None
@@ -48,7 +50,7 @@ class Freezer:
         """Watch until cancelled; reporting goes on then."""
         try:
             while True:
-                await asyncio.sleep(_LOOK_SECONDS)
+                await asyncio.sleep(self._look_seconds)
                 try:
                     await self._look()
                 except Exception as error:

@@ -18,7 +18,7 @@ from dataplane.domain.snapshot import Snapshot
 from dataplane.limits.operations import ResetClock
 from dataplane.maintenance.budget_news import BudgetNews, Capacities
 from dataplane.maintenance.counter_table import CounterTable
-from dataplane.maintenance.freezing import FROZEN_SECONDS, Freezer
+from dataplane.maintenance.freezing import FROZEN_SECONDS, LOOK_SECONDS, Freezer
 from dataplane.maintenance.handovers import Handovers
 from dataplane.maintenance.ports import Desk, Ledger, Limiter, Reporter
 from dataplane.maintenance.reaping import Reaper
@@ -52,7 +52,8 @@ class Pace:
     after `reconcile_least` to `reconcile_most`, the longer the more it took, and after trouble `soon`. `quiet` is how long
     nothing is reaped after an outage, in which the leases of live streams ran out. `rebuild_wait` is for
     nodes that do not hand over, `frozen` for how long one stands still at most, `between` is between
-    the two readings of a verification. `retry` is after a failure.
+    the two readings of a verification. `retry` is after a failure,
+    `freeze_look` between two looks at whether a rebuild wants something of this node.
     """
 
     beat: float = 5.0
@@ -66,6 +67,7 @@ class Pace:
     frozen: float = FROZEN_SECONDS
     between: float = BETWEEN_SECONDS
     retry: float = 1.0
+    freeze_look: float = LOOK_SECONDS
     lease_ms: int = 15_000
     seen_within_ms: int = SEEN_WITHIN_MS
 
@@ -119,7 +121,9 @@ class Maintainer:
         news = BudgetNews(desk.keyspace, reporter)
         self._registry = NodeRegistry(desk, node_id)
         self._lease = MaintenanceLease(desk, node_id, pace.lease_ms)
-        self._freezer = Freezer(Handovers(desk), limiter, reporter, node_id, pace.frozen)
+        self._freezer = Freezer(
+            Handovers(desk), limiter, reporter, node_id, pace.frozen, pace.freeze_look
+        )
         self._reaper = Reaper(desk, reporter, news, SharedHalves(desk, ledger))
         self._reconciler = Reconciler(table, ledger, self._registry, news, pace.seen_within_ms)
         self._seeder = Seeder(table, ledger, news)

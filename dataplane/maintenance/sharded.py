@@ -1,13 +1,12 @@
 """One node's part in maintaining counters that are spread over many hash tags.
 
 Each tag has a `Maintainer` with a share of the configuration, from the first configuration on that has
-callers for it. Whoever holds the lease of the shared tag takes those of all others: so one node can
+callers for it, or from its first use on. Whoever holds the lease of the shared tag takes those of all others: so one node can
 say what holds of all counters, as with a single tag.
 """
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -22,13 +21,21 @@ from dataplane.limits.topology import TargetOf
 from dataplane.maintenance.maintainer import Maintainer, Pace
 from dataplane.maintenance.ports import Ledger, Reporter
 from dataplane.maintenance.share_reporter import Pauses, ShareReporter
-from dataplane.maintenance.shares import Share, ShareLedger, shares_of
+from dataplane.maintenance.shares import Share, ShareLedger, nobodys_share, shares_of
 from dataplane.maintenance.verifying import Verification
 
-# Of 257 tags: looking at each ten times a second would cost a few percent of a core.
-MANY: Final = Pace(look=0.25, reconcile_least=60.0)
+# Of 257 tags: in the pace of a single one this alone would keep a third of a core busy.
+MANY: Final = Pace(
+    beat=10.0,
+    look=0.25,
+    reap=10.0,
+    reconcile_least=60.0,
+    freeze_look=0.25,
+    lease_ms=30_000,
+    seen_within_ms=30_000,
+)
 # A node that is lost takes a third of all tags with it: so many are gone through at a time.
-_TURNS: Final = 8
+_TURNS: Final = 32
 _LOOK_SECONDS: Final = 0.1
 
 
@@ -103,7 +110,7 @@ class ShardedMaintainer:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 snapshot = self._current_snapshot()
-                if snapshot is not None and snapshot is not self._seen:
+                if snapshot is not None and self._has_news(snapshot):
                     await self._follow(snapshot, tasks)
                 await asyncio.sleep(_LOOK_SECONDS)
 
@@ -145,11 +152,9 @@ class ShardedMaintainer:
     async def _follow(self, snapshot: Snapshot, tasks: asyncio.TaskGroup) -> None:
         """Give every tag its share of a configuration, and a maintainer if it has none."""
         shares = await shares_of(snapshot)
-        for tag, share in self._shares.items():
-            if tag not in shares:
-                # Nobody calls any more, but what is in flight goes on.
-                nobody = replace(share.snapshot, keys_by_sha256={}, devices_by_sha256={})
-                shares[tag] = Share(nobody, share.subjects)
+        for tag in self._limiter.tags - shares.keys():
+            # Nobody calls (any more), but something is in flight, or was left by a former process.
+            shares[tag] = nobodys_share(snapshot)
         # The same mapping: each maintainer's ledger looks there.
         self._shares.update(shares)
         missing = [tag for tag in shares if tag not in self._maintainers]
@@ -170,6 +175,10 @@ class ShardedMaintainer:
             )
             tasks.create_task(maintainer.run(), name=f"maintenance-{tag}")
         self._seen = snapshot
+
+    def _has_news(self, snapshot: Snapshot) -> bool:
+        is_new = snapshot is not self._seen
+        return is_new or not self._limiter.tags <= self._maintainers.keys()
 
     def _snapshot_of(self, tag: str) -> Snapshot | None:
         """Return a tag's share; without one, a node asks for no lease and does nothing."""

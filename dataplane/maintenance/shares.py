@@ -80,6 +80,11 @@ async def shares_of(snapshot: Snapshot) -> dict[str, Share]:
     return shares
 
 
+def nobodys_share(snapshot: Snapshot) -> Share:
+    """Return the share of a bucket without callers."""
+    return _share(snapshot, _Bucket())
+
+
 async def _share_limits(snapshot: Snapshot, buckets: Mapping[str, _Bucket]) -> None:
     """Give each bucket what is configured for its subjects."""
     tags = {subject: tag for tag, bucket in buckets.items() for subject in bucket.subjects}
