@@ -17,6 +17,7 @@ from dataplane.domain.principals import Principal
 from dataplane.domain.refusals import Reason, Refusal
 from dataplane.domain.routing import Attempt
 from dataplane.domain.snapshot import Snapshot
+from dataplane.usage_events import meta_of
 
 
 class Limiter(Protocol):
@@ -102,10 +103,9 @@ class Admitting:
     async def _held(self, intake: Intake) -> Admission:
         """Reserve what `intake` demands; without counters within emergency limits, where that is allowed."""
         request_id, plan, demand = intake.call.request_id, intake.plan, intake.demand
+        draft = self._bills.draft_for(intake)
         try:
-            reservation = await self._limiter.reserve(
-                request_id, plan, demand, self._bills.meta(intake)
-            )
+            reservation = await self._limiter.reserve(request_id, plan, demand, meta_of(draft))
         except LimitsUnavailable:
             organization = intake.principal.user.organization
             if self._emergency is None or not may_fail_open(organization, plan):
@@ -117,8 +117,8 @@ class Admitting:
                 organization.organization_id,
                 intake.snapshot.service.max_replicas,
             )
-            return Admission.of(intake, local, is_degraded=True)
-        return Admission.of(intake, reservation)
+            return Admission.of(intake, local, draft, is_degraded=True)
+        return Admission.of(intake, reservation, draft)
 
     def _expected_output_tokens(self, plan: LayerPlan, call: Call, attempt: Attempt) -> int | None:
         """Return how many tokens a soft budget reserves for the output; None without one."""

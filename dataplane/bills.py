@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import msgspec
 
 from dataplane.admissions import Admission, Intake
 from dataplane.domain.calls import NO_USAGE, Dialect, Usage, UsageEvent, UsageState
-from dataplane.domain.limiting import MAX_AMOUNT
+from dataplane.domain.limiting import MAX_AMOUNT, LayerPlan
 from dataplane.domain.periods import Calendar
 from dataplane.domain.prices import cost_of
 from dataplane.domain.refusals import Reason
-from dataplane.usage_events import Outcome, event_of
+from dataplane.usage_events import PlanFacts, admitted, draft_of, tried_by
 
 
 class Reporter(Protocol):
@@ -44,22 +45,24 @@ class BillBook:
     clock_ms: Callable[[], int]
     status_of: Callable[[Reason, Dialect], int]
     calendar: Calendar = field(default_factory=Calendar)
+    _facts: WeakKeyDictionary[LayerPlan, PlanFacts] = field(
+        default_factory=WeakKeyDictionary, compare=False, repr=False
+    )
+
+    def draft_for(self, intake: Intake) -> UsageEvent:
+        """Return what is known of a request before it is let in, for whoever finds it left behind."""
+        return draft_of(intake, self.facts_of(intake.plan), self.node_id, self.calendar)
 
     def bill_for(self, admission: Admission) -> "Bill":
         """Return the bill of a request that was just let in."""
-        return Bill(admission, self)
+        return Bill(admission, self, admitted(admission, self.calendar))
 
-    def meta(self, intake: Intake) -> bytes:
-        """Return what whoever finds the reservation of a dead process can report, as JSON text."""
-        return msgspec.json.encode(
-            event_of(
-                intake,
-                self.node_id,
-                self.calendar,
-                Outcome(UsageState.ABANDONED, charged_nanousd=intake.reserved_nanousd),
-                admitted_at_ms=intake.started_at_ms,
-            )
-        )
+    def facts_of(self, plan: LayerPlan) -> PlanFacts:
+        """Return what all records with a plan have in common, worked out once."""
+        facts = self._facts.get(plan)
+        if facts is None:
+            facts = self._facts[plan] = PlanFacts.of(plan)
+        return facts
 
 
 class Bill:
@@ -71,6 +74,7 @@ class Bill:
 
     __slots__ = (
         "_book",
+        "_record",
         "admission",
         "attempts",
         "cost_nanousd",
@@ -79,7 +83,8 @@ class Bill:
         "is_revoked",
     )
 
-    def __init__(self, admission: Admission, book: "BillBook") -> None:
+    def __init__(self, admission: Admission, book: "BillBook", record: UsageEvent) -> None:
+        """Begin with `record`, which says that the request was let in; made by `BillBook`."""
         self.admission = admission
         self.attempts = 0
         self.cost_nanousd = 0
@@ -87,6 +92,7 @@ class Bill:
         self.is_closed = False
         self.is_revoked = False
         self._book = book
+        self._record = record
 
     @property
     def elapsed_ms(self) -> int:
@@ -138,29 +144,22 @@ class Bill:
 
     def _close(self, state: UsageState, usage: Usage, http_status: int, error_code: str) -> None:
         event = self._event(state, usage, self.cost_nanousd, http_status, error_code)
-        self._book.reporter.record_close(event)
+        layers = tried_by(self.admission, self._book.facts_of(self.admission.plan))
+        self._book.reporter.record_close(msgspec.structs.replace(event, layers=layers))
         self._book.reporter.flush()
 
     def _event(
         self, state: UsageState, usage: Usage, cost_nanousd: int, http_status: int, error_code: str
     ) -> UsageEvent:
-        it = self.admission
-        outcome = Outcome(
-            state,
-            usage,
-            cost_nanousd,
-            http_status,
-            error_code,
-            self.attempts,
-            self.elapsed_ms,
-            self.first_content_ms,
-        )
-        return event_of(
-            it,
-            self._book.node_id,
-            self._book.calendar,
-            outcome,
-            admitted_at_ms=it.reservation.admitted_at_ms,
-            standings=it.tried,
-            is_degraded=it.is_degraded,
+        return msgspec.structs.replace(
+            self._record,
+            state=state,
+            usage=usage,
+            cost_nanousd=cost_nanousd,
+            charged_nanousd=cost_nanousd,
+            http_status=http_status,
+            error_code=error_code,
+            attempts=self.attempts,
+            duration_ms=self.elapsed_ms,
+            first_content_ms=self.first_content_ms,
         )

@@ -1,13 +1,22 @@
-"""What the ledger is told about a request, as far as it has come."""
+"""What the ledger is told about a request, as far as it has come.
+
+A request's record is written three times: for the limiter, for the file before anything goes
+upstream, and when it is over. All but a few fields stay the same, so it is made once as a draft,
+and what a plan says in all of its records is worked out once for the plan. What the layers said is
+half of a record, and only the last one has it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
-from dataplane.admissions import Intake
-from dataplane.domain.calls import NO_USAGE, TriedLayer, Usage, UsageEvent, UsageState
+import msgspec
+
+from dataplane.admissions import Admission, Intake
+from dataplane.domain.calls import NO_USAGE, TriedLayer, UsageEvent, UsageState
 from dataplane.domain.limiting import (
     Demand,
+    Layer,
     LayerKind,
     LayerPlan,
     Standing,
@@ -18,46 +27,88 @@ from dataplane.domain.limiting import (
 from dataplane.domain.periods import Calendar
 
 _UTC: Final = "UTC"
+# What a layer takes of a request, as places in `_amounts`.
+_ONE, _TOKENS, _HARD, _SOFT = range(4)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How far a request has come: how it ended, or how it is taken to have ended until it says more."""
+class Columns:
+    """What layers say of every request, column by column in their order.
 
-    state: UsageState
-    usage: Usage = NO_USAGE
-    charged_nanousd: int = 0
-    http_status: int = 0
-    error_code: str = ""
-    attempts: int = 0
-    duration_ms: int = 0
-    first_content_ms: int = 0
-
-
-def event_of(
-    it: Intake,
-    node_id: str,
-    calendar: Calendar,
-    outcome: Outcome,
-    *,
-    admitted_at_ms: int,
-    standings: Sequence[Standing] = (),
-    is_degraded: bool = False,
-) -> UsageEvent:
-    """Return the record of a request, as far as it has come.
-
-    `admitted_at_ms` is limiter time: it says in which periods the request counts.
+    `amounts` says which of a request's amounts each layer takes.
     """
-    call, attempt, principal, demand = it.call, it.attempt, it.principal, it.demand
+
+    names: tuple[str, ...]
+    capacities: tuple[int, ...]
+    amounts: tuple[int, ...]
+    shadows: tuple[bool, ...]
+    softs: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer]) -> Self:
+        """Return the columns of `layers`."""
+        return cls(
+            tuple(each.name for each in layers),
+            tuple(each.capacity for each in layers),
+            tuple(map(_amount_of, layers)),
+            tuple(each.is_shadow for each in layers),
+            tuple(each.kind is LayerKind.SPEND and not each.is_hard for each in layers),
+        )
+
+    def tried(self, demand: Demand, standings: Sequence[Standing]) -> tuple[TriedLayer, ...]:
+        """Return what the layers said to a request; `standings` are theirs, in their order."""
+        amounts = (1, demand.tokens, demand.cost_nanousd, demand.soft_nanousd)
+        reserved = [amounts[place] for place in self.amounts]
+        remaining = [each.remaining for each in standings]
+        rows = zip(
+            self.names,
+            self.capacities,
+            reserved,
+            remaining,
+            self.shadows,
+            self.softs,
+            strict=True,
+        )
+        return tuple(map(TriedLayer._make, rows))
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFacts:
+    """What all records of requests with one plan have in common."""
+
+    generations: tuple[tuple[str, int], ...]
+    address_subjects: tuple[str, ...]
+    columns: Columns
+
+    @classmethod
+    def of(cls, plan: LayerPlan) -> Self:
+        """Return the facts of `plan`; addresses are named once each, and not by themselves."""
+        addresses = (each.subject_id for each in plan.layers if each.subject_kind is SubjectKind.IP)
+        return cls(
+            tuple(
+                (each.name, each.reset_generation) for each in plan.layers if each.reset_generation
+            ),
+            tuple(dict.fromkeys(addresses)),
+            Columns.of(plan.layers),
+        )
+
+
+def draft_of(it: Intake, facts: PlanFacts, node_id: str, calendar: Calendar) -> UsageEvent:
+    """Return the record of a request that nobody will ever say more about.
+
+    It is charged what it reserved, in the periods of its start.
+    """
+    call, attempt, principal = it.call, it.attempt, it.principal
     user, organization, price = principal.user, principal.user.organization, it.attempt.price
-    is_device, zone = principal.is_device, organization.time_zone
+    is_device, reserved = principal.is_device, it.reserved_nanousd
+    usage_day, usage_month, service_day = _days(it, calendar, it.started_at_ms)
     return UsageEvent(
         request_id=call.request_id,
         client_request_id=call.client_request_id,
         node_id=node_id,
-        state=outcome.state,
-        http_status=outcome.http_status,
-        error_code=outcome.error_code,
+        state=UsageState.ABANDONED,
+        http_status=0,
+        error_code="",
         organization_id=organization.organization_id,
         organization=organization.name,
         user_id=user.user_id,
@@ -75,25 +126,23 @@ def event_of(
         endpoint=call.endpoint,
         stream=call.is_stream,
         dialect=call.dialect,
-        usage=outcome.usage,
-        cost_nanousd=outcome.charged_nanousd,
-        charged_nanousd=outcome.charged_nanousd,
-        reserved_nanousd=it.reserved_nanousd,
-        reserved_tokens=demand.tokens,
+        usage=NO_USAGE,
+        cost_nanousd=reserved,
+        charged_nanousd=reserved,
+        reserved_nanousd=reserved,
+        reserved_tokens=it.demand.tokens,
         price_id=price.price_id,
         price_revision=price.revision,
-        usage_day=calendar.at(Window.DAY, zone, admitted_at_ms).period_id,
-        usage_month=calendar.at(Window.MONTH, zone, admitted_at_ms).period_id,
-        service_day=calendar.at(Window.DAY, _UTC, admitted_at_ms).period_id,
+        usage_day=usage_day,
+        usage_month=usage_month,
+        service_day=service_day,
         config_revision=it.snapshot.position.revision,
-        attempts=outcome.attempts,
+        attempts=0,
         started_at_ms=it.started_at_ms,
-        duration_ms=outcome.duration_ms,
-        first_content_ms=outcome.first_content_ms,
-        generations=_raised_generations(it.plan),
-        address_subjects=_address_subjects(it.plan),
-        layers=tuple([_tried(standing, demand) for standing in standings]),
-        is_degraded=is_degraded,
+        duration_ms=0,
+        first_content_ms=0,
+        generations=facts.generations,
+        address_subjects=facts.address_subjects,
         output_cap_tokens=it.output_cap_tokens or 0,
         rates=(
             price.input,
@@ -106,25 +155,48 @@ def event_of(
     )
 
 
-def _tried(standing: Standing, demand: Demand) -> TriedLayer:
-    layer = standing.layer
-    reserved, is_soft = 1, False
-    if layer.kind is LayerKind.SPEND:
-        is_soft = not layer.is_hard
-        reserved = demand.soft_nanousd if is_soft else demand.cost_nanousd
-    elif layer.unit is Unit.TOKENS:
-        reserved = demand.tokens
-    return TriedLayer(
-        layer.name, layer.capacity, reserved, standing.remaining, layer.is_shadow, is_soft
+def meta_of(draft: UsageEvent) -> bytes:
+    """Return what whoever finds the reservation of a dead process can report, as JSON text."""
+    return msgspec.json.encode(draft)
+
+
+def admitted(it: Admission, calendar: Calendar) -> UsageEvent:
+    """Return the record of a request that was let in, before anything of it went upstream.
+
+    In which periods it counts is said by limiter time.
+    """
+    usage_day, usage_month, service_day = _days(it, calendar, it.reservation.admitted_at_ms)
+    return msgspec.structs.replace(
+        it.draft,
+        usage_day=usage_day,
+        usage_month=usage_month,
+        service_day=service_day,
+        is_degraded=it.is_degraded,
     )
 
 
-def _raised_generations(plan: LayerPlan) -> tuple[tuple[str, int], ...]:
-    layers = plan.layers
-    return tuple((layer.name, layer.reset_generation) for layer in layers if layer.reset_generation)
+def tried_by(it: Admission, facts: PlanFacts) -> tuple[TriedLayer, ...]:
+    """Return what the layers said to a request that was let in.
+
+    Within emergency limits they are those that were asked, with this replica's share.
+    """
+    columns, standings = facts.columns, it.tried
+    if it.is_degraded:
+        columns = Columns.of([each.layer for each in standings])
+    return columns.tried(it.demand, standings)
 
 
-def _address_subjects(plan: LayerPlan) -> tuple[str, ...]:
-    """Return the ids of the addresses that layers of the plan count, each once."""
-    ids = (each.subject_id for each in plan.layers if each.subject_kind is SubjectKind.IP)
-    return tuple(dict.fromkeys(ids))
+def _days(it: Intake, calendar: Calendar, at_ms: int) -> tuple[str, str, str]:
+    """Return the caller's day and month at `at_ms`, Unix milliseconds, and the service's day."""
+    zone = it.principal.user.organization.time_zone
+    return (
+        calendar.at(Window.DAY, zone, at_ms).period_id,
+        calendar.at(Window.MONTH, zone, at_ms).period_id,
+        calendar.at(Window.DAY, _UTC, at_ms).period_id,
+    )
+
+
+def _amount_of(layer: Layer) -> int:
+    if layer.kind is LayerKind.SPEND:
+        return _HARD if layer.is_hard else _SOFT
+    return _TOKENS if layer.unit is Unit.TOKENS else _ONE

@@ -22,6 +22,7 @@ import redis
 
 from tests.load.customer import Customer
 from tests.load.figures import Figure, Report, as_json, as_line, as_markdown
+from tests.load.limiter_phases import LimiterBench
 from tests.load.machine import commit, cpu_model, pin, usable_cores
 from tests.load.phases import Bench, Placement
 from tests.load.redis_work import server_pid
@@ -86,6 +87,7 @@ def measured(stack: Stack, placement: Placement, seconds: float, *, is_json: boo
     if stack.addresses is None:
         raise BenchError("the stack does not run")
     arrange(stack.addresses, placement)
+    stack.wait_ready()
     warmup_s = min(_LONGEST_WARMUP_S, seconds / 4)
     bench = Bench(stack.addresses, customer, placement, seconds, warmup_s, _say)
     add(*bench.ceilings(), *starts, bench.memory("memory, idle"))
@@ -97,6 +99,11 @@ def measured(stack: Stack, placement: Placement, seconds: float, *, is_json: boo
     add(bench.memory("memory, after"))
     _say(f"waiting until the ledger has all {bench.sent:,} requests")
     add(Figure("ledger complete after the load ended", customer.recorded(bench.sent), "s"))
+    # Nothing else runs now.
+    stack.stop()
+    limiter = LimiterBench(placement, seconds, warmup_s, _say)
+    for phase in (limiter.latency, limiter.one_by_one, limiter.in_batches, limiter.memory):
+        add(*phase())
     return msgspec.structs.replace(report, figures=tuple(figures))
 
 

@@ -1,5 +1,6 @@
 """The programs under load: one `tollkeeper dev` on free ports, with settings out of reach."""
 
+import contextlib
 import json
 import os
 import select
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import httpx
 import msgspec
 
 ROOT: Final = Path(__file__).parents[2]
@@ -26,6 +28,9 @@ _LAUNCHER: Final = ROOT / "controlplane" / "cli" / "dev_launcher.py"
 _START_DEADLINE_S: Final = 90.0
 _STOP_DEADLINE_S: Final = 45.0
 _CALL_DEADLINE_S: Final = 30.0
+_READY_DEADLINE_S: Final = 30.0
+_READY_POLL_S: Final = 0.1
+_POLL_DEADLINE_S: Final = 5.0
 _SHOWN_LINES: Final = 20
 # `dev` would register a real provider for each of these.
 _PROVIDER_KEYS: Final = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY")
@@ -93,6 +98,26 @@ class Stack:
         took_s = time.perf_counter() - began_at
         self.addresses = msgspec.json.decode(line, type=Addresses)
         return took_s
+
+    def wait_ready(self) -> None:
+        """Wait until the data plane has a configuration and its counters can be asked.
+
+        `dev` does so too; but what was configured since, or other work on the machine, may have
+        made the data plane unready again.
+
+        Raises:
+            BenchError: It is not ready within 30 s.
+        """
+        if self.addresses is None:
+            raise BenchError("the stack does not run")
+        url = f"{self.addresses.base_url}/health/ready"
+        ends_at = time.monotonic() + _READY_DEADLINE_S
+        while time.monotonic() < ends_at:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(url, trust_env=False, timeout=_POLL_DEADLINE_S).is_success:
+                    return
+            time.sleep(_READY_POLL_S)
+        raise BenchError(f"the data plane was not ready in {_READY_DEADLINE_S:.0f} s")
 
     def tollkeeper(self, *arguments: str) -> Any:  # whatever JSON the command prints
         """Run an admin command with `-o json`; return what it printed.
