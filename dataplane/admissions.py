@@ -55,11 +55,7 @@ class Intake(msgspec.Struct, frozen=True):
     @property
     def reserved_nanousd(self) -> int:
         """What is charged if nobody ever learns what it cost."""
-        return (
-            self.demand.soft_nanousd
-            if self.plan.has_soft_budget and not self.plan.has_hard_budget
-            else self.demand.cost_nanousd
-        )
+        return self.demand.soft_nanousd if self.plan.charges_expected else self.demand.cost_nanousd
 
 
 class Admission(Intake, frozen=True):

@@ -13,7 +13,7 @@ from dataplane.domain.limiting import MAX_AMOUNT, LayerPlan
 from dataplane.domain.periods import Calendar
 from dataplane.domain.prices import cost_of
 from dataplane.domain.refusals import Reason
-from dataplane.usage_events import PlanFacts, admitted, draft_of, tried_by
+from dataplane.usage_events import PlanFacts, admitted, draft_of
 
 
 class Reporter(Protocol):
@@ -51,14 +51,14 @@ class BillBook:
 
     def draft_for(self, intake: Intake) -> UsageEvent:
         """Return what is known of a request before it is let in, for whoever finds it left behind."""
-        return draft_of(intake, self.facts_of(intake.plan), self.node_id, self.calendar)
+        return draft_of(intake, self._facts_of(intake.plan), self.node_id, self.calendar)
 
     def bill_for(self, admission: Admission) -> "Bill":
         """Return the bill of a request that was just let in."""
-        return Bill(admission, self, admitted(admission, self.calendar))
+        record = admitted(admission, self._facts_of(admission.plan), self.calendar)
+        return Bill(admission, self, record)
 
-    def facts_of(self, plan: LayerPlan) -> PlanFacts:
-        """Return what all records with a plan have in common, worked out once."""
+    def _facts_of(self, plan: LayerPlan) -> PlanFacts:
         facts = self._facts.get(plan)
         if facts is None:
             facts = self._facts[plan] = PlanFacts.of(plan)
@@ -144,8 +144,7 @@ class Bill:
 
     def _close(self, state: UsageState, usage: Usage, http_status: int, error_code: str) -> None:
         event = self._event(state, usage, self.cost_nanousd, http_status, error_code)
-        layers = tried_by(self.admission, self._book.facts_of(self.admission.plan))
-        self._book.reporter.record_close(msgspec.structs.replace(event, layers=layers))
+        self._book.reporter.record_close(event)
         self._book.reporter.flush()
 
     def _event(

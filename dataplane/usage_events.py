@@ -60,16 +60,17 @@ class Columns:
         amounts = (1, demand.tokens, demand.cost_nanousd, demand.soft_nanousd)
         reserved = [amounts[place] for place in self.amounts]
         remaining = [each.remaining for each in standings]
-        rows = zip(
-            self.names,
-            self.capacities,
-            reserved,
-            remaining,
-            self.shadows,
-            self.softs,
-            strict=True,
+        return tuple(
+            map(
+                TriedLayer,
+                self.names,
+                self.capacities,
+                reserved,
+                remaining,
+                self.shadows,
+                self.softs,
+            )
         )
-        return tuple(map(TriedLayer._make, rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,30 +161,24 @@ def meta_of(draft: UsageEvent) -> bytes:
     return msgspec.json.encode(draft)
 
 
-def admitted(it: Admission, calendar: Calendar) -> UsageEvent:
+def admitted(it: Admission, facts: PlanFacts, calendar: Calendar) -> UsageEvent:
     """Return the record of a request that was let in, before anything of it went upstream.
 
-    In which periods it counts is said by limiter time.
+    In which periods it counts is said by limiter time. Within emergency limits its layers are those
+    that were asked, with this replica's share.
     """
+    columns, standings = facts.columns, it.tried
+    if it.is_degraded:
+        columns = Columns.of([each.layer for each in standings])
     usage_day, usage_month, service_day = _days(it, calendar, it.reservation.admitted_at_ms)
     return msgspec.structs.replace(
         it.draft,
         usage_day=usage_day,
         usage_month=usage_month,
         service_day=service_day,
+        layers=columns.tried(it.demand, standings),
         is_degraded=it.is_degraded,
     )
-
-
-def tried_by(it: Admission, facts: PlanFacts) -> tuple[TriedLayer, ...]:
-    """Return what the layers said to a request that was let in.
-
-    Within emergency limits they are those that were asked, with this replica's share.
-    """
-    columns, standings = facts.columns, it.tried
-    if it.is_degraded:
-        columns = Columns.of([each.layer for each in standings])
-    return columns.tried(it.demand, standings)
 
 
 def _days(it: Intake, calendar: Calendar, at_ms: int) -> tuple[str, str, str]:

@@ -40,7 +40,7 @@ def record_from(event: UsageEvent) -> pb.UsageRecord:
     used = event.usage
     started_at = Timestamp()
     started_at.FromMilliseconds(event.started_at_ms)
-    return pb.UsageRecord(
+    record = pb.UsageRecord(
         request_id=event.request_id,
         client_request_id=_text(event.client_request_id),
         node_id=event.node_id,
@@ -88,17 +88,6 @@ def record_from(event: UsageEvent) -> pb.UsageRecord:
         ],
         config_revision=event.config_revision,
         address_subjects=event.address_subjects,
-        layers=[
-            pb.TriedLayer(
-                layer=each.layer,
-                capacity=each.capacity,
-                reserved=each.reserved,
-                remaining=each.remaining,
-                shadow=each.is_shadow,
-                soft=each.is_soft,
-            )
-            for each in event.layers
-        ],
         is_degraded=event.is_degraded,
         output_cap_tokens=event.output_cap_tokens,
         attempts=event.attempts,
@@ -107,6 +96,20 @@ def record_from(event: UsageEvent) -> pb.UsageRecord:
         duration_ms=event.duration_ms,
         first_content_ms=event.first_content_ms,
     )
+    # Made in their place: messages that are made apart are copied, by way of their bytes.
+    add = record.layers.add
+    for each in event.layers:
+        layer = add(
+            layer=each.layer,
+            capacity=each.capacity,
+            reserved=each.reserved,
+            remaining=each.remaining,
+        )
+        if each.is_shadow:
+            layer.shadow = True
+        if each.is_soft:
+            layer.soft = True
+    return record
 
 
 def _rates(event: UsageEvent) -> rates_pb2.Rates | None:

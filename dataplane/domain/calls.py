@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
 
 import msgspec
 
@@ -91,10 +90,11 @@ class Usage:
 NO_USAGE = Usage()
 
 
-class TriedLayer(NamedTuple):
+class TriedLayer(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What one layer said when a request was admitted; amounts in its unit, money in nano-USD.
 
-    `remaining` is what was left right after; before it were `reserved` more.
+    `remaining` is what was left right after; before it were `reserved` more. A struct without
+    collections, written as a row: a request makes one per layer.
     """
 
     layer: str

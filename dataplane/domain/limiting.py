@@ -189,6 +189,8 @@ class LayerPlan:
         counts_output: A layer that refuses reserves an upper bound of the output: it must have one.
         has_hard_budget: A budget that refuses reserves the upper bound of the cost.
         has_soft_budget: A budget reserves what the call will probably cost.
+        charges_expected: One of those refuses: a call that nobody ever learns more of is charged what it
+            was expected to cost, so that no budget holds less than is charged.
     """
 
     layers: tuple[Layer, ...]
@@ -200,6 +202,7 @@ class LayerPlan:
     counts_output: bool = field(init=False, repr=False)
     has_hard_budget: bool = field(init=False, repr=False)
     has_soft_budget: bool = field(init=False, repr=False)
+    charges_expected: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         budgets = [each for each in self.layers if each.unit is Unit.SPEND]
@@ -207,6 +210,8 @@ class LayerPlan:
         counts_tokens = any(each.unit is Unit.TOKENS and not each.is_shadow for each in self.layers)
         object.__setattr__(self, "has_hard_budget", is_hard)
         object.__setattr__(self, "has_soft_budget", any(not each.is_hard for each in budgets))
+        is_soft = any(not each.is_hard and not each.is_shadow for each in budgets)
+        object.__setattr__(self, "charges_expected", is_soft)
         object.__setattr__(self, "counts_output", is_hard or counts_tokens)
 
 

@@ -106,7 +106,7 @@ _decoder: Final = msgspec.json.Decoder(HalfMeta)
 
 def half_meta(plan: LayerPlan, demand: Demand) -> bytes:
     """Return the meta of the shared half of a request."""
-    is_soft = plan.has_soft_budget and not plan.has_hard_budget
+    is_soft = plan.charges_expected
     reserved = demand.soft_nanousd if is_soft else demand.cost_nanousd
     return _encode(HalfMeta(True, plan.organization_id, demand.tokens, reserved))
 

@@ -58,13 +58,13 @@ class ClusterNodes:
         return SlotTarget(self, slot_of(hash_tag))
 
     async def address_of(self, slot: int) -> Address | None:
-        """Return the primary that serves `slot`, as known half a second ago or later.
+        """Return the primary that serves `slot`, as known half a second ago, or last.
 
         Returns:
             None when the server is no node of a Cluster.
 
         Raises:
-            RedisError, OSError: No node answered within 50 ms each, or nobody serves the slot.
+            RedisError, OSError: No node has ever answered, or nobody serves the slot.
         """
         slots = await self._lookup.answer()
         return None if slots is None else slots.address_of(slot)

@@ -197,15 +197,10 @@ def standings_of(plan: LayerPlan, bound: BoundPlan, answer: Answer) -> tuple[Sta
     """Return the standings of an answer `[outcome, now, nexts, pairs, …]`."""
     nexts: int = answer[2]
     pairs: list[int] = answer[3]
-    return tuple(
-        Standing(
-            layer=layer,
-            remaining=pairs[2 * index],
-            reset_ms=pairs[2 * index + 1],
-            period_id=bound.period_ids[index][nexts >> index & 1],
-        )
-        for index, layer in enumerate(plan.layers)
-    )
+    period_ids = [ids[nexts >> index & 1] for index, ids in enumerate(bound.period_ids)]
+    # Every request does this, and a loop of our own takes twice as long.
+    rows = zip(plan.layers, pairs[::2], pairs[1::2], period_ids, strict=True)
+    return tuple(map(Standing._make, rows))
 
 
 def denial_of(plan: LayerPlan, bound: BoundPlan, answer: Answer) -> Denial:

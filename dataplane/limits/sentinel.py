@@ -34,10 +34,10 @@ class SentinelTarget:
         self._lookup = Lookup(self._ask)
 
     async def address(self) -> Address:
-        """Return host and port of the primary, as known half a second ago or later.
+        """Return host and port of the primary, as known half a second ago, or last.
 
         Raises:
-            RedisError, OSError: No sentinel answered within 50 ms each, or none knows it.
+            RedisError, OSError: No sentinel has ever answered, or none knows it.
         """
         return await self._lookup.answer()
 

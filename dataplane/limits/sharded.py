@@ -37,6 +37,12 @@ from dataplane.limits.topology import TargetOf
 
 # Servers that are away take 150 ms each; there are up to 257 tags.
 _OPENED_AT_ONCE: Final = 32
+# How long callers wait for the counters of a bucket that nobody has used before: an organization's
+# first call finds them cold, and they are rebuilt within a second if all data planes are there.
+FRESH_SECONDS: Final = 3.0
+_LOOK_SECONDS: Final = 0.02
+# More than that, and it is no organization's first call but a service that begins from nothing.
+MAX_WAITING: Final = 1_000
 
 
 class ShardedLimiter:
@@ -52,6 +58,7 @@ class ShardedLimiter:
         target_of: TargetOf,
         timeout_seconds: float = TIMEOUT_SECONDS,
         on_crossing: Callable[[Crossing], None] = ignore_crossing,
+        fresh_seconds: float = FRESH_SECONDS,
     ) -> None:
         """Prepare; `connect` is the way in."""
         self._target_of = target_of
@@ -60,6 +67,9 @@ class ShardedLimiter:
         self._divider = Divider()
         self._limiters: dict[str, Limiter] = {}
         self._opening: dict[str, asyncio.Task[Limiter]] = {}
+        self._fresh_seconds = fresh_seconds
+        self._warming: dict[str, asyncio.Task[None]] = {}
+        self._waiting = 0
         self._turns = asyncio.Semaphore(_OPENED_AT_ONCE)
         self._is_closed = False
 
@@ -70,13 +80,15 @@ class ShardedLimiter:
         *,
         timeout_seconds: float = TIMEOUT_SECONDS,
         on_crossing: Callable[[Crossing], None] = ignore_crossing,
+        fresh_seconds: float = FRESH_SECONDS,
     ) -> Self:
         """Return a limiter whose shared counters were asked; the others are opened when needed.
 
         It does not fail when servers are away or their counters cold. Parameters are those of
-        `Limiter.connect`, for every tag.
+        `Limiter.connect`, for every tag; `fresh_seconds` is how long callers wait for the counters
+        of a bucket that are cold when it is opened.
         """
-        limiter = cls(target_of, timeout_seconds, on_crossing)
+        limiter = cls(target_of, timeout_seconds, on_crossing, fresh_seconds)
         await limiter.open(SHARED_TAG)
         return limiter
 
@@ -154,7 +166,7 @@ class ShardedLimiter:
     ) -> Reservation | SplitReservation:
         """Reserve `demand` from every layer of `plan`, or in the end from none.
 
-        Ends within 100 ms for each half, and later for the first request of a bucket. As
+        Ends within 100 ms for each half, and up to 3 s later while a bucket is new. As
         `Limiter.reserve`, but for the order of denials: a shared layer that is short is found
         before any of the organization's, and its denial tells nothing of those.
 
@@ -170,6 +182,8 @@ class ShardedLimiter:
         own_limiter = self._limiters.get(halves.tag) or await self.open(halves.tag)
         if halves.shared is None:
             return await own_limiter.reserve(request_id, plan, demand, meta)
+        if not own_limiter.is_available:
+            await self._warmed(halves.tag)
         if not own_limiter.is_available:
             # Spares the shared server two operations for each call that has no chance.
             raise LimitsUnavailable("the organization's counters cannot be asked")
@@ -249,6 +263,8 @@ class ShardedLimiter:
         self._is_closed = True
         if self._opening:
             await asyncio.wait(list(self._opening.values()))
+        for warming in self._warming.values():
+            warming.cancel()
         closing = (each.aclose(deadline_seconds) for each in self._limiters.values())
         return sum(await asyncio.gather(*closing))
 
@@ -261,7 +277,29 @@ class ShardedLimiter:
                 on_crossing=self._on_crossing,
             )
         self._limiters[hash_tag] = limiter
+        if limiter.is_cold:
+            warming = asyncio.create_task(self._warm(limiter), name="limits-warm")
+            self._warming[hash_tag] = warming
+            warming.add_done_callback(lambda _: self._warming.pop(hash_tag, None))
         return limiter
+
+    async def _warm(self, limiter: Limiter) -> None:
+        """Return when counters are rebuilt that were cold when they were first looked at."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._fresh_seconds):
+                while limiter.is_cold:  # noqa: ASYNC110 - it changes in another process
+                    await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _warmed(self, hash_tag: str) -> None:
+        """Wait for the counters of a new bucket, as long as anybody does; others wait for nothing."""
+        warming = self._warming.get(hash_tag)
+        if warming is None or self._waiting >= MAX_WAITING:
+            return
+        self._waiting += 1
+        try:
+            await asyncio.wait({warming})
+        finally:
+            self._waiting -= 1
 
     async def _both(self, organization_id: str) -> tuple[Limiter, Limiter]:
         return self.shared, await self.open(bucket_tag(organization_id))

@@ -20,6 +20,8 @@ STAGGER_SECONDS: Final = 0.01
 # How long an answer is kept. A connect that was cut off while it waited for it finds it there with
 # the breaker's next probe, and hundreds of connections that are lost at once ask once.
 KEPT_SECONDS: Final = 0.5
+# After that whoever knows an older answer takes it: a connect has 50 ms in all.
+PATIENCE_SECONDS: Final = 0.02
 T = TypeVar("T")
 
 
@@ -92,6 +94,8 @@ class Lookup(Generic[T]):
     """An answer that many want at once: asked for once, and kept for half a second.
 
     Whoever is cancelled while waiting leaves the question to the others, and to those after it.
+    Where there is no answer in time the last one is as good as it was: what it says may be over, as
+    may any answer a moment later.
     """
 
     def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
@@ -99,21 +103,29 @@ class Lookup(Generic[T]):
         self._ask = ask
         self._question: asyncio.Task[T] | None = None
         self._answered_at = 0.0
+        self._last: list[T] = []
 
     async def answer(self) -> T:
-        """Return an answer that is at most half a second old.
+        """Return an answer that is at most half a second old, or the last one there was.
 
         Raises:
-            RedisError, OSError: There is none.
+            RedisError, OSError: There never was one.
         """
         if self._question is None or self._is_over(self._question):
             self._question = asyncio.create_task(self._asked())
             self._question.add_done_callback(_retrieve)
-        return await asyncio.shield(self._question)
+        if not self._last:
+            return await asyncio.shield(self._question)
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                return await asyncio.shield(self._question)
+        except (RedisError, OSError):
+            return self._last[-1]
 
     async def _asked(self) -> T:
         answer = await self._ask()
         self._answered_at = asyncio.get_running_loop().time()
+        self._last = [answer]
         return answer
 
     def _is_over(self, question: asyncio.Task[T]) -> bool:

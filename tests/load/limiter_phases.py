@@ -79,7 +79,7 @@ class LimiterBench:
         name = f"Redis memory per active user, {LAYERS} layers"
         return [
             Figure(name, found.counters, "B", note="keys and what they hold"),
-            Figure(f"{name}, all of it", found.server, "B", note="with the server's tables"),
+            Figure("… with the server's tables", found.server, "B"),
         ]
 
     def _drive(self, name: str, *, rate: float | None = None, callers: int = 1) -> AdmitOutcome:
@@ -155,10 +155,10 @@ def _redis_figures(name: str, outcome: AdmitOutcome) -> list[Figure]:
     calls = redis.script_calls / count
     return [
         Figure(
-            f"Redis CPU, admit + settle, 13 layers, {name}",
+            f"Redis CPU, 13 layers, {name}",
             per_unit_us(redis.cpu_s, count),
             "µs",
-            note=f"{calls:.2f} script calls per request",
+            note=f"admit and settle; {calls:.2f} script calls per request",
         ),
         Figure("of which in scripts", per_unit_us(redis.script_s, count), "µs"),
     ]

@@ -113,7 +113,7 @@ async def spread_over(
         await open_counters(target_of(tag), tag)
     crossings: list[Crossing] = []
     limiter = await ShardedLimiter.connect(
-        target_of, timeout_seconds=1.0, on_crossing=crossings.append
+        target_of, timeout_seconds=1.0, on_crossing=crossings.append, fresh_seconds=0.2
     )
     try:
         yield Spread(limiter, target_of, servers, client_of, crossings)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dataplane.domain.calls import UsageState
-from dataplane.domain.limiting import Demand, LimitsUnavailable, Unit
+from dataplane.domain.limiting import Demand, Unit
 from dataplane.limits.buckets import SHARED_TAG, Halves, bucket_tag, half_meta
 from dataplane.limits.counters import Keyspace
 from dataplane.limits.desk import CounterDesk
@@ -69,18 +69,26 @@ async def test_a_limit_that_is_new_counts_what_was_used_before(fleet: Fleet) -> 
     assert fleet.read(fleet.counters([ACME])[4]) == (2, 0)
 
 
-async def test_an_organization_that_is_new_gets_its_bucket(fleet: Fleet) -> None:
+async def test_the_first_call_of_an_organization_waits_for_its_bucket(fleet: Fleet) -> None:
     newcomer = caller("u_org_9", "org_9")
     [node] = await fleet.serving()
-    with pytest.raises(LimitsUnavailable):
-        await node.begin(newcomer)
 
     node.snapshots.append(snapshot_for(*CALLERS.values(), newcomer))
-
-    await until(lambda: is_serving(node, ["org_9"]))
     await node.serve(newcomer)
+
+    assert is_serving(node, ["org_9"])
     await serve_all(node)
     await fleet.until_agreed()
+
+
+async def test_what_was_left_in_a_bucket_without_callers_can_be_settled(fleet: Fleet) -> None:
+    [node] = await fleet.serving()
+
+    limiter: Any = node.limiter
+    await limiter.open(bucket_tag("org_9"))
+    await until(lambda: is_serving(node, ["org_9"]))
+
+    assert not await limiter.settle_again("nobody", 1, 1, organization_id="org_9")
 
 
 async def test_counters_that_were_emptied_are_rebuilt_with_what_is_in_flight(

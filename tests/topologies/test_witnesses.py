@@ -9,7 +9,7 @@ import pytest
 from redis.exceptions import RedisError, ResponseError
 
 from dataplane import embedded_redis
-from dataplane.limits.witnesses import ASK_SECONDS, Lookup, Question, Witnesses
+from dataplane.limits.witnesses import ASK_SECONDS, KEPT_SECONDS, Lookup, Question, Witnesses
 
 NOBODY = "redis://127.0.0.1:1/0"
 
@@ -115,3 +115,29 @@ async def test_a_failure_is_not_kept() -> None:
     with pytest.raises(OSError, match="away"):
         await lookup.answer()
     assert await lookup.answer() == 7
+
+
+async def test_without_an_answer_in_time_the_last_one_is_taken() -> None:
+    answers, may_answer = iter(range(9)), asyncio.Event()
+    may_answer.set()
+
+    async def ask() -> int:
+        await may_answer.wait()
+        answer = next(answers)
+        if answer == 2:
+            raise RedisError("nobody knows")
+        return answer
+
+    lookup = Lookup(ask)
+    assert await lookup.answer() == 0
+    lookup._answered_at -= KEPT_SECONDS
+    may_answer.clear()
+    assert await lookup.answer() == 0
+
+    # The question went on, and its answer is there now; the next one has none.
+    may_answer.set()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert await lookup.answer() == 1
+    lookup._answered_at -= KEPT_SECONDS
+    assert await lookup.answer() == 1
