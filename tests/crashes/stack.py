@@ -243,8 +243,8 @@ async def stack_in(folder: Path) -> AsyncIterator[Stack]:
 async def _lift_daily_budget(admin: AdminApi) -> None:
     """Let the service spend without a limit of its own.
 
-    That one is hard, and beside a hard budget a request whose process died is charged the upper bound
-    that the hard one reserved, also in a soft one.
+    All victims move its counter at once: what one of them has reported and not yet settled looks like
+    drift to rounds that follow each other as quickly as they do here.
     """
     unlimited = limits_pb2.Limit(
         unit=limits_pb2.LIMIT_UNIT_SPEND, window=limits_pb2.LIMIT_WINDOW_DAY, unlimited=True
