@@ -80,7 +80,10 @@ class Model(Upkeep):
             entry.state = State.RELEASED
 
         self._write_row(request_id, None)
+        # Nobody waits for this answer, so it tells of no budget: the next settlement does.
+        told = dict(self.told)
         outcome = self._close(request_id, close)[0]
+        self.told = told
         self.tombstones.add(request_id)
         assert isinstance(outcome, Outcome)
         return outcome
