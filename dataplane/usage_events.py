@@ -13,7 +13,7 @@ from typing import Final, Self
 import msgspec
 
 from dataplane.admissions import Admission, Intake
-from dataplane.domain.calls import NO_USAGE, TriedLayer, UsageEvent, UsageState
+from dataplane.domain.calls import NO_USAGE, TriedLayers, UsageEvent, UsageState
 from dataplane.domain.limiting import (
     Demand,
     Layer,
@@ -33,16 +33,16 @@ _ONE, _TOKENS, _HARD, _SOFT = range(4)
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What layers say of every request, column by column in their order.
+    """What layers say of every request, in their order.
 
-    `amounts` says which of a request's amounts each layer takes.
+    `amounts` says which of a request's amounts each layer takes; the rest is as in `TriedLayers`.
     """
 
     names: tuple[str, ...]
     capacities: tuple[int, ...]
     amounts: tuple[int, ...]
-    shadows: tuple[bool, ...]
-    softs: tuple[bool, ...]
+    shadows: tuple[int, ...]
+    softs: tuple[int, ...]
 
     @classmethod
     def of(cls, layers: Sequence[Layer]) -> Self:
@@ -51,25 +51,20 @@ class Columns:
             tuple(each.name for each in layers),
             tuple(each.capacity for each in layers),
             tuple(map(_amount_of, layers)),
-            tuple(each.is_shadow for each in layers),
-            tuple(each.kind is LayerKind.SPEND and not each.is_hard for each in layers),
+            tuple(place for place, each in enumerate(layers) if each.is_shadow),
+            tuple(place for place, each in enumerate(layers) if _is_soft(each)),
         )
 
-    def tried(self, demand: Demand, standings: Sequence[Standing]) -> tuple[TriedLayer, ...]:
+    def tried(self, demand: Demand, standings: Sequence[Standing]) -> TriedLayers:
         """Return what the layers said to a request; `standings` are theirs, in their order."""
         amounts = (1, demand.tokens, demand.cost_nanousd, demand.soft_nanousd)
-        reserved = [amounts[place] for place in self.amounts]
-        remaining = [each.remaining for each in standings]
-        return tuple(
-            map(
-                TriedLayer,
-                self.names,
-                self.capacities,
-                reserved,
-                remaining,
-                self.shadows,
-                self.softs,
-            )
+        return TriedLayers(
+            self.names,
+            self.capacities,
+            tuple([amounts[place] for place in self.amounts]),
+            tuple([each.remaining for each in standings]),
+            self.shadows,
+            self.softs,
         )
 
 
@@ -193,5 +188,9 @@ def _days(it: Intake, calendar: Calendar, at_ms: int) -> tuple[str, str, str]:
 
 def _amount_of(layer: Layer) -> int:
     if layer.kind is LayerKind.SPEND:
-        return _HARD if layer.is_hard else _SOFT
+        return _SOFT if _is_soft(layer) else _HARD
     return _TOKENS if layer.unit is Unit.TOKENS else _ONE
+
+
+def _is_soft(layer: Layer) -> bool:
+    return layer.kind is LayerKind.SPEND and not layer.is_hard

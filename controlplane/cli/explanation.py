@@ -8,7 +8,7 @@ from controlplane.cli.plain import Plain, Record, record_of
 from controlplane.cli.usage import log_row
 
 if TYPE_CHECKING:
-    from tollkeeper.usage.v1.usage_service_pb2 import TriedLayer, UsageRecord
+    from tollkeeper.usage.v1.usage_service_pb2 import UsageRecord
 
 LAYER_COLUMNS: Final = (
     "layer",
@@ -98,7 +98,23 @@ def price_and_charge(record: "UsageRecord") -> Record:
 def layer_rows(record: "UsageRecord") -> list[Record]:
     """Return every layer that admission tried, in the order in which they bind; spend in nano-USD."""
     generations = {each.layer: each.reset_generation for each in record.generations}
-    return [_layer_row(layer, generations.get(layer.layer, 0)) for layer in record.layers]
+    tried = record.layers
+    rows = zip(tried.names, tried.capacities, tried.reserved, tried.remaining, strict=True)
+    return [
+        {
+            "layer": name,
+            # `user_spend_per_month`, `key_parallel`: the second word is the unit.
+            "unit": name.split("_")[1] if "_" in name else "",
+            "capacity": capacity,
+            "reserved": reserved,
+            "remaining_before": remaining + reserved,
+            "remaining_after": remaining,
+            "soft": place in tried.soft,
+            "shadow": place in tried.shadow,
+            "reset_generation": generations.get(name, 0),
+        }
+        for place, (name, capacity, reserved, remaining) in enumerate(rows)
+    ]
 
 
 def layer_in_dollars(row: Record) -> Record:
@@ -165,29 +181,13 @@ def _of_money(record: "UsageRecord") -> Iterator[str]:
 def _of_layers(record: "UsageRecord") -> Iterator[str]:
     if record.is_degraded:
         yield "Counters could not be read: it was served within emergency limits."
-    if not record.layers:
+    if not record.layers.names:
         yield "No layers are recorded of it."
     for each in record.generations:
         yield (
             f"{each.layer} counted it in generation {each.reset_generation}: "
             "an administrator had reset that counter."
         )
-
-
-def _layer_row(layer: "TriedLayer", generation: int) -> Record:
-    # `user_spend_per_month`, `key_parallel`: the second word is the unit.
-    unit = layer.layer.split("_")[1] if "_" in layer.layer else ""
-    return {
-        "layer": layer.layer,
-        "unit": unit,
-        "capacity": layer.capacity,
-        "reserved": layer.reserved,
-        "remaining_before": layer.remaining + layer.reserved,
-        "remaining_after": layer.remaining,
-        "soft": layer.soft,
-        "shadow": layer.shadow,
-        "reset_generation": generation,
-    }
 
 
 def _settled_tokens(record: "UsageRecord") -> int:

@@ -3,12 +3,14 @@
 Both have the same fields by the same names, so one walk over the names does for all of them.
 """
 
+import functools
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.common.v1 import rates_pb2
 from tollkeeper.usage.v1 import usage_service_pb2 as pb
@@ -41,9 +43,25 @@ _PERIODS: Final = {
 EARLIEST: Final = datetime(2020, 1, 1, tzinfo=UTC)
 LATEST: Final = datetime(2100, 1, 1, tzinfo=UTC)
 
+_TEXT: Final = FieldDescriptor.TYPE_STRING
 _APART: Final = frozenset({"started_at", "generations", "rates", "address_subjects", "layers"})
+
+
+def _type_of(name: str) -> int:
+    return int(pb.UsageRecord.DESCRIPTOR.fields_by_name[name].type)
+
+
 _PLAIN_FIELDS: Final = tuple(
     field.name for field in pb.UsageRecord.DESCRIPTOR.fields if field.name not in _APART
+)
+_AMOUNTS_OF_LAYERS: Final = ("capacities", "reserved", "remaining")
+_PLACES_OF_LAYERS: Final = ("shadow", "soft")
+# By their form: hundreds of records a second are looked at field by field.
+_TEXT_FIELDS: Final = tuple(name for name in _PLAIN_FIELDS if _type_of(name) == _TEXT)
+_NUMBER_FIELDS: Final = tuple(
+    (name, _CEILINGS.get(name, MAX_AMOUNT))
+    for name in _PLAIN_FIELDS
+    if _type_of(name) not in (_TEXT, FieldDescriptor.TYPE_BOOL)
 )
 # What callers say about themselves has no bound of its own.
 MAX_TEXT: Final = 1_000
@@ -65,13 +83,15 @@ def row_from_record(record: pb.UsageRecord) -> dict[str, Any]:
     _require(is_request_id(record.request_id), record, "request_id")
     _require(int(record.state) in tuple(UsageState), record, "state")
     row: dict[str, Any] = {name: getattr(record, name) for name in _PLAIN_FIELDS}
-    for name, value in row.items():
-        if isinstance(value, str):
-            row[name] = value.replace("\0", "\N{REPLACEMENT CHARACTER}")[:MAX_TEXT]
-        elif not isinstance(value, bool):
-            _require(0 <= value <= _CEILINGS.get(name, MAX_AMOUNT), record, name)
+    for name in _TEXT_FIELDS:
+        text = row[name]
+        if len(text) > MAX_TEXT or "\0" in text:
+            row[name] = text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:MAX_TEXT]
+    for name, ceiling in _NUMBER_FIELDS:
+        if not 0 <= row[name] <= ceiling:
+            raise _invalid(record, name)
     for name, pattern in _PERIODS.items():
-        _require(pattern.fullmatch(getattr(record, name)) is not None, record, name)
+        _require(pattern.fullmatch(row[name]) is not None, record, name)
     row["generations"] = _generations(record)
     row["started_at"] = _started_at(record)
     row["rates"] = _rates(record)
@@ -91,7 +111,7 @@ def record_from_row(row: UsageRow, *, with_layers: bool = True) -> pb.UsageRecor
         generations=[pb.CountedGeneration(**generation) for generation in row.generations],
         rates=None if row.rates is None else rates_pb2.Rates(**row.rates),
         address_subjects=row.address_subjects,
-        layers=[pb.TriedLayer(**layer) for layer in row.layers] if with_layers else (),
+        layers=pb.TriedLayers(**row.layers) if with_layers and row.layers else None,
     )
 
 
@@ -122,34 +142,36 @@ def _address_subjects(record: pb.UsageRecord) -> list[str]:
     return list(subjects)
 
 
-def _layers(record: pb.UsageRecord) -> list[dict[str, Any]]:
-    """Return the layers as keyword arguments of `TriedLayer`, without what is not so: a batch has thousands of them."""
-    _require(len(record.layers) <= MAX_LAYERS, record, "layers")
-    found = []
-    for each in record.layers:
-        name, capacity, reserved, remaining = (
-            each.layer,
-            each.capacity,
-            each.reserved,
-            each.remaining,
-        )
-        is_sound = (
-            0 <= capacity <= MAX_AMOUNT
-            and 0 <= reserved <= MAX_AMOUNT
-            and 0 <= remaining <= MAX_AMOUNT
-        )
-        _require(is_sound and _is_name(name), record, "layers")
-        item = {"layer": name, "capacity": capacity, "reserved": reserved, "remaining": remaining}
-        if each.shadow:
-            item["shadow"] = True
-        if each.soft:
-            item["soft"] = True
-        found.append(item)
-    return found
+def _layers(record: pb.UsageRecord) -> dict[str, list[Any]]:
+    """Return the layers as keyword arguments of `TriedLayers`; none where there are none."""
+    if not record.HasField("layers"):
+        return {}
+    columns = {field.name: list(values) for field, values in record.layers.ListFields()}
+    names = columns.get("names", [])
+    is_sound = (
+        len(names) <= MAX_LAYERS
+        and all(map(_is_name_of_layer, names))
+        and all(_are_amounts(columns.get(name, []), len(names)) for name in _AMOUNTS_OF_LAYERS)
+        and all(_are_places(columns.get(name, []), len(names)) for name in _PLACES_OF_LAYERS)
+    )
+    _require(is_sound, record, "layers")
+    return columns
+
+
+def _are_amounts(values: Sequence[int], count: int) -> bool:
+    return len(values) == count and (not count or (min(values) >= 0 and max(values) <= MAX_AMOUNT))
+
+
+def _are_places(values: Sequence[int], count: int) -> bool:
+    return len(values) <= count and all(value < count for value in values)
 
 
 def _is_name(text: str, *, may_lack: bool = False) -> bool:
     return (may_lack or bool(text)) and len(text) <= MAX_NAME and "\0" not in text
+
+
+# Batches repeat the same few names thousands of times; whoever sends others fills no more than this.
+_is_name_of_layer: Final = functools.lru_cache(maxsize=1_000)(_is_name)
 
 
 def _started_at(record: pb.UsageRecord) -> datetime:
@@ -171,4 +193,8 @@ def is_request_id(text: str) -> bool:
 
 def _require(holds: bool, record: pb.UsageRecord, field: str) -> None:
     if not holds:
-        raise InvalidRecordError(f"request {record.request_id[:64]!r}: {field} makes no sense")
+        raise _invalid(record, field)
+
+
+def _invalid(record: pb.UsageRecord, field: str) -> InvalidRecordError:
+    return InvalidRecordError(f"request {record.request_id[:64]!r}: {field} makes no sense")

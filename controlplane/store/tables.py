@@ -401,10 +401,10 @@ class UsageRow(SQLModel, table=True):
         sa_type=Json,
         sa_column_kwargs={"server_default": literal_text("'[]'")},
     )
-    layers: list[dict[str, Any]] = Field(  # Any: JSON
-        default_factory=list,
+    layers: dict[str, list[Any]] = Field(  # Any: JSON
+        default_factory=dict,
         sa_type=Json,
-        sa_column_kwargs={"server_default": literal_text("'[]'")},
+        sa_column_kwargs={"server_default": literal_text("'{}'")},
     )
     is_degraded: bool = Field(
         default=False, sa_type=Boolean, sa_column_kwargs={"server_default": false()}

@@ -7,7 +7,7 @@ from tollkeeper.common.v1 import rates_pb2
 from tollkeeper.config.v1 import resources_pb2
 from tollkeeper.usage.v1 import usage_service_pb2 as pb
 
-from dataplane.domain.calls import Dialect, UsageEvent, UsageSource, UsageState
+from dataplane.domain.calls import Dialect, TriedLayers, UsageEvent, UsageSource, UsageState
 
 # As much of a text as the ledger keeps; callers choose some of them.
 MAX_TEXT: Final = 1_000
@@ -40,7 +40,7 @@ def record_from(event: UsageEvent) -> pb.UsageRecord:
     used = event.usage
     started_at = Timestamp()
     started_at.FromMilliseconds(event.started_at_ms)
-    record = pb.UsageRecord(
+    return pb.UsageRecord(
         request_id=event.request_id,
         client_request_id=_text(event.client_request_id),
         node_id=event.node_id,
@@ -88,6 +88,7 @@ def record_from(event: UsageEvent) -> pb.UsageRecord:
         ],
         config_revision=event.config_revision,
         address_subjects=event.address_subjects,
+        layers=_layers(event.layers),
         is_degraded=event.is_degraded,
         output_cap_tokens=event.output_cap_tokens,
         attempts=event.attempts,
@@ -96,20 +97,19 @@ def record_from(event: UsageEvent) -> pb.UsageRecord:
         duration_ms=event.duration_ms,
         first_content_ms=event.first_content_ms,
     )
-    # Made in their place: messages that are made apart are copied, by way of their bytes.
-    add = record.layers.add
-    for each in event.layers:
-        layer = add(
-            layer=each.layer,
-            capacity=each.capacity,
-            reserved=each.reserved,
-            remaining=each.remaining,
-        )
-        if each.is_shadow:
-            layer.shadow = True
-        if each.is_soft:
-            layer.soft = True
-    return record
+
+
+def _layers(tried: TriedLayers) -> pb.TriedLayers | None:
+    if not tried.names:
+        return None
+    return pb.TriedLayers(
+        names=tried.names,
+        capacities=tried.capacities,
+        reserved=tried.reserved,
+        remaining=tried.remaining,
+        shadow=tried.shadows,
+        soft=tried.softs,
+    )
 
 
 def _rates(event: UsageEvent) -> rates_pb2.Rates | None:

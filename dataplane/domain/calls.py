@@ -90,19 +90,24 @@ class Usage:
 NO_USAGE = Usage()
 
 
-class TriedLayer(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What one layer said when a request was admitted; amounts in its unit, money in nano-USD.
+class TriedLayers(msgspec.Struct, frozen=True, array_like=True):
+    """What the layers said when a request was admitted, column by column.
 
-    `remaining` is what was left right after; before it were `reserved` more. A struct without
-    collections, written as a row: a request makes one per layer.
+    The first four have an item for each layer, in the plan's order; amounts are in its unit, money
+    in nano-USD. `remaining` is what was left right after; before it were `reserved` more. `shadows`
+    and `softs` are places in the columns. Columns, because a request has some twenty layers: an
+    object for each took a tenth of its time.
     """
 
-    layer: str
-    capacity: int
-    reserved: int
-    remaining: int
-    is_shadow: bool = False
-    is_soft: bool = False
+    names: tuple[str, ...] = ()
+    capacities: tuple[int, ...] = ()
+    reserved: tuple[int, ...] = ()
+    remaining: tuple[int, ...] = ()
+    shadows: tuple[int, ...] = ()
+    softs: tuple[int, ...] = ()
+
+
+NO_LAYERS = TriedLayers()
 
 
 class UsageEvent(msgspec.Struct, frozen=True):
@@ -153,7 +158,7 @@ class UsageEvent(msgspec.Struct, frozen=True):
     generations: tuple[tuple[str, int], ...] = ()
     device_id: str = ""
     address_subjects: tuple[str, ...] = ()
-    layers: tuple[TriedLayer, ...] = ()
+    layers: TriedLayers = NO_LAYERS
     is_degraded: bool = False
     output_cap_tokens: int = 0
     # As in `Price`: input, output, cache read, cache write 5 m and 1 h per million tokens, per request.

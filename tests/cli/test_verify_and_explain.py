@@ -18,7 +18,7 @@ from tollkeeper.common.v1.limits_pb2 import (
 from tollkeeper.common.v1.rates_pb2 import Rates
 from tollkeeper.usage.v1.usage_service_pb2 import (
     CountedGeneration,
-    TriedLayer,
+    TriedLayers,
     UsageRecord,
     UsageSource,
     UsageState,
@@ -197,23 +197,14 @@ def explained_record() -> UsageRecord:
             generations=[CountedGeneration(layer="user_requests_per_day", reset_generation=2)],
             address_subjects=["203.0.113.7"],
             output_cap_tokens=4_096,
-            layers=[
-                TriedLayer(
-                    layer="user_requests_per_day",
-                    capacity=50,
-                    reserved=1,
-                    remaining=48,
-                    shadow=True,
-                ),
-                TriedLayer(
-                    layer="user_spend_per_month",
-                    capacity=1_000_000_000,
-                    reserved=500_000_000,
-                    remaining=250_000_000,
-                    soft=True,
-                ),
-                TriedLayer(layer="key_parallel", capacity=4, reserved=1, remaining=3),
-            ],
+            layers=TriedLayers(
+                names=["user_requests_per_day", "user_spend_per_month", "key_parallel"],
+                capacities=[50, 1_000_000_000, 4],
+                reserved=[1, 500_000_000, 1],
+                remaining=[48, 250_000_000, 3],
+                shadow=[0],
+                soft=[1],
+            ),
         )
     )
     return record

@@ -22,7 +22,7 @@ from dataplane.control import spool_records
 from dataplane.control.spool import Spool, SpoolInUseError
 from dataplane.control.spool_records import Kind, encode_event
 from dataplane.control.spool_recovery import Recovered
-from dataplane.domain.calls import UsageEvent, UsageState
+from dataplane.domain.calls import NO_LAYERS, UsageEvent, UsageState
 from tests.control.usage_events import until, usage_event
 
 _SMALL = 4_000
@@ -398,7 +398,7 @@ async def test_an_event_of_the_version_before_is_read(tmp_path: Path, kind: Kind
         msgspec.structs.replace(
             event,
             address_subjects=(),
-            layers=(),
+            layers=NO_LAYERS,
             is_degraded=False,
             output_cap_tokens=0,
             rates=None,

@@ -306,18 +306,14 @@ def test_a_record_says_all_that_an_event_says() -> None:
         ("user_requests_per_day", 3)
     ]
     assert record.address_subjects == ["127.0.0.9", "127.0.0.0/24"]
-    assert list(record.layers) == [
-        pb.TriedLayer(
-            layer="user_requests_per_day", capacity=116, reserved=117, remaining=118, shadow=True
-        ),
-        pb.TriedLayer(
-            layer="organization_spend_per_month",
-            capacity=119,
-            reserved=120,
-            remaining=121,
-            soft=True,
-        ),
-    ]
+    assert record.layers == pb.TriedLayers(
+        names=["user_requests_per_day", "organization_spend_per_month"],
+        capacities=[116, 119],
+        reserved=[117, 120],
+        remaining=[118, 121],
+        shadow=[0],
+        soft=[1],
+    )
     assert record.rates == rates_pb2.Rates(
         input_nanousd_per_million=123,
         output_nanousd_per_million=124,

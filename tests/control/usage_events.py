@@ -4,7 +4,7 @@ import asyncio
 import itertools
 from collections.abc import Callable
 
-from dataplane.domain.calls import Dialect, TriedLayer, Usage, UsageEvent, UsageSource, UsageState
+from dataplane.domain.calls import Dialect, TriedLayers, Usage, UsageEvent, UsageSource, UsageState
 from dataplane.domain.request_ids import request_id
 
 _numbers = itertools.count()
@@ -53,9 +53,13 @@ def usage_event(state: UsageState = UsageState.SETTLED, request: str = "") -> Us
         first_content_ms=115,
         generations=(("user_requests_per_day", 3),),
         address_subjects=("127.0.0.9", "127.0.0.0/24"),
-        layers=(
-            TriedLayer("user_requests_per_day", 116, 117, 118, is_shadow=True),
-            TriedLayer("organization_spend_per_month", 119, 120, 121, is_soft=True),
+        layers=TriedLayers(
+            names=("user_requests_per_day", "organization_spend_per_month"),
+            capacities=(116, 119),
+            reserved=(117, 120),
+            remaining=(118, 121),
+            shadows=(0,),
+            softs=(1,),
         ),
         is_degraded=True,
         output_cap_tokens=122,

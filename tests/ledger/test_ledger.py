@@ -52,6 +52,14 @@ def record(number: int = 1, **values: Any) -> pb.UsageRecord:  # Any: fields of 
     return pb.UsageRecord(**(given | values))
 
 
+def tried(**values: list[Any]) -> pb.TriedLayers:  # Any: items of a column
+    """Return what one layer said, or as many as have names."""
+    count = len(values.get("names", ["x"]))
+    columns: dict[str, Any] = {"names": ["x"], "shadow": [], "soft": []}  # Any: as above
+    columns |= {name: [1] * count for name in ("capacities", "reserved", "remaining")}
+    return pb.TriedLayers(**columns | values)
+
+
 async def report(ledger: LedgerServer, *batches: Sequence[pb.UsageRecord]) -> list[int]:
     """Send batches on one stream; return the acknowledged ids in their order."""
 
@@ -92,10 +100,14 @@ def test_a_record_survives_its_row() -> None:
             input_nanousd_per_million=150_000_000, cache_read_nanousd_per_million=0
         ),
         address_subjects=["00ff00ff00ff00ff", "free-00ff00ff00ff00ff"],
-        layers=[
-            pb.TriedLayer(layer="user_requests_per_day", capacity=9, reserved=1, remaining=8),
-            pb.TriedLayer(layer="key_spend_total", capacity=2**53, shadow=True, soft=True),
-        ],
+        layers=pb.TriedLayers(
+            names=["user_requests_per_day", "key_spend_total"],
+            capacities=[9, 2**53],
+            reserved=[1, 0],
+            remaining=[8, 2**53],
+            shadow=[1],
+            soft=[1],
+        ),
         is_degraded=True,
         output_cap_tokens=4_096,
     )
@@ -111,15 +123,17 @@ def test_the_rates_of_a_free_model_are_not_those_of_an_unknown_one() -> None:
 
 
 async def test_the_layers_of_a_request_are_shown_to_who_asks_for_it(ledger: LedgerServer) -> None:
-    tried = pb.TriedLayer(layer="user_requests_per_day", capacity=9, reserved=1, remaining=8)
-    full = record(layers=[tried], rates=rates_pb2.Rates(request_nanousd=7), is_degraded=True)
+    tried = pb.TriedLayers(
+        names=["user_requests_per_day"], capacities=[9], reserved=[1], remaining=[8]
+    )
+    full = record(layers=tried, rates=rates_pb2.Rates(request_nanousd=7), is_degraded=True)
     await report(ledger, [full])
 
     of_all = await listed(ledger)
     asked_for = await listed(ledger, filter=admin_pb.RequestFilter(request_id=full.request_id))
 
     assert list(asked_for.requests) == [full]
-    assert not of_all.requests[0].layers
+    assert not of_all.requests[0].HasField("layers")
     assert of_all.requests[0].rates == full.rates
 
 
@@ -219,12 +233,18 @@ async def test_nodes_that_race_with_the_same_records_give_exact_sums(
         {"address_subjects": [""]},
         {"address_subjects": ["x" * 101]},
         {"address_subjects": ["a\0b"]},
-        {"layers": [pb.TriedLayer(layer=f"l{n}") for n in range(33)]},
-        {"layers": [pb.TriedLayer()]},
-        {"layers": [pb.TriedLayer(layer="x", capacity=-1)]},
-        {"layers": [pb.TriedLayer(layer="x", reserved=2**53 + 1)]},
-        {"layers": [pb.TriedLayer(layer="x", remaining=-1)]},
-        {"layers": [pb.TriedLayer(layer="a\0b")]},
+        {"layers": tried(names=[f"l{n}" for n in range(33)])},
+        {"layers": tried(names=[""])},
+        {"layers": tried(names=["a\0b"])},
+        {"layers": tried(capacities=[-1])},
+        {"layers": tried(reserved=[2**53 + 1])},
+        {"layers": tried(remaining=[-1])},
+        {"layers": tried(remaining=[])},
+        {"layers": tried(capacities=[1, 2])},
+        {"layers": pb.TriedLayers(reserved=[1])},
+        {"layers": pb.TriedLayers(shadow=[0])},
+        {"layers": tried(shadow=[1])},
+        {"layers": tried(soft=[0, 0])},
         {"output_cap_tokens": -1},
     ],
     ids=repr,

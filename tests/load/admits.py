@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from dataplane.domain.calls import NO_LAYERS
 from dataplane.domain.limiting import Demand, LimitsUnavailable
 from dataplane.domain.request_ids import request_id
 from dataplane.limits.desk import open_counters
@@ -97,7 +98,7 @@ class Admissions:
         self._limiter = limiter
         self._plan = thirteen_layers()
         # As much as production says of a request.
-        self._meta = msgspec.json.encode(msgspec.structs.replace(usage_event(), layers=()))
+        self._meta = msgspec.json.encode(msgspec.structs.replace(usage_event(), layers=NO_LAYERS))
         self._took_s: list[float] = []
         self._unavailable = 0
         self._random = random.Random(1)

@@ -108,11 +108,11 @@ async def test_beside_a_hard_budget_the_soft_one_still_reserves_less(
     assert response.status_code == 200
     [closed] = data_plane.records.closes
     assert closed.output_cap_tokens == 4096
-    layers = {each.layer: each for each in closed.layers}
-    assert layers["organization_spend_per_month"].is_soft
-    hard = layers["user_spend_per_month"]
-    assert not hard.is_soft
-    assert hard.reserved > 4096 * OUT_NANOUSD > layers["organization_spend_per_month"].reserved
+    layers = closed.layers
+    soft = layers.names.index("organization_spend_per_month")
+    hard = layers.names.index("user_spend_per_month")
+    assert layers.softs == (soft,)
+    assert layers.reserved[hard] > 4096 * OUT_NANOUSD > layers.reserved[soft]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def _ledger_columns() -> None:
     for column in (
         sa.Column("rates", _JSON, nullable=True),
         sa.Column("address_subjects", _JSON, nullable=False, server_default=empty),
-        sa.Column("layers", _JSON, nullable=False, server_default=empty),
+        sa.Column("layers", _JSON, nullable=False, server_default=sa.text("'{}'")),
         sa.Column("is_degraded", sa.Boolean(), nullable=False, server_default=sa.false()),
         sa.Column("output_cap_tokens", sa.BigInteger(), nullable=False, server_default="0"),
     ):

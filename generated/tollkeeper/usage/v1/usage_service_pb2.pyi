@@ -799,8 +799,8 @@ class UsageRecord(_message.Message):
         """Ids under which layers of the client's address counted it; none without such layers."""
 
     @_builtins.property
-    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TriedLayer]:
-        """Every layer that admission tried, in the order in which they bind, and what it said."""
+    def layers(self) -> Global___TriedLayers:
+        """Every layer that admission tried, and what it said."""
 
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
@@ -853,7 +853,7 @@ class UsageRecord(_message.Message):
         generations: _abc.Iterable[Global___CountedGeneration] | None = ...,
         config_revision: _builtins.int = ...,
         address_subjects: _abc.Iterable[_builtins.str] | None = ...,
-        layers: _abc.Iterable[Global___TriedLayer] | None = ...,
+        layers: Global___TriedLayers | None = ...,
         is_degraded: _builtins.bool = ...,
         output_cap_tokens: _builtins.int = ...,
         attempts: _builtins.int = ...,
@@ -863,7 +863,7 @@ class UsageRecord(_message.Message):
         duration_ms: _builtins.int = ...,
         first_content_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["rates", b"rates", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers", "rates", b"rates", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["address_subjects", b"address_subjects", "attempts", b"attempts", "cache_read_tokens", b"cache_read_tokens", "cache_write_1h_tokens", b"cache_write_1h_tokens", "cache_write_5m_tokens", b"cache_write_5m_tokens", "charged_nanousd", b"charged_nanousd", "client_request_id", b"client_request_id", "config_revision", b"config_revision", "cost_nanousd", b"cost_nanousd", "device_id", b"device_id", "dialect", b"dialect", "duration_ms", b"duration_ms", "endpoint", b"endpoint", "error_code", b"error_code", "first_content_ms", b"first_content_ms", "generations", b"generations", "http_status", b"http_status", "input_total_tokens", b"input_total_tokens", "input_uncached_tokens", b"input_uncached_tokens", "ip", b"ip", "is_cached", b"is_cached", "is_degraded", b"is_degraded", "is_failover", b"is_failover", "key", b"key", "key_id", b"key_id", "layers", b"layers", "model", b"model", "node_id", b"node_id", "organization", b"organization", "organization_id", b"organization_id", "output_cap_tokens", b"output_cap_tokens", "output_tokens", b"output_tokens", "price_id", b"price_id", "price_revision", b"price_revision", "provider", b"provider", "rates", b"rates", "reasoning_tokens", b"reasoning_tokens", "request_id", b"request_id", "requested_model", b"requested_model", "reserved_nanousd", b"reserved_nanousd", "reserved_tokens", b"reserved_tokens", "router", b"router", "rule_id", b"rule_id", "service_day", b"service_day", "source", b"source", "started_at", b"started_at", "state", b"state", "stream", b"stream", "tier", b"tier", "usage_day", b"usage_day", "usage_month", b"usage_month", "user", b"user", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -872,46 +872,61 @@ class UsageRecord(_message.Message):
 Global___UsageRecord: _TypeAlias = UsageRecord  # noqa: Y015
 
 @_typing.final
-class TriedLayer(_message.Message):
-    """TriedLayer is what one layer said when the request was admitted. Amounts are in the layer's unit (spend: nano-USD)."""
+class TriedLayers(_message.Message):
+    """TriedLayers is what the layers said when the request was admitted, column by column: every request has some twenty, and
+    a message for each would be most of what its record costs. The first four have an item for each layer, in the order in
+    which they bind. Amounts are in the layer's unit (spend: nano-USD).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    LAYER_FIELD_NUMBER: _builtins.int
-    CAPACITY_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    CAPACITIES_FIELD_NUMBER: _builtins.int
     RESERVED_FIELD_NUMBER: _builtins.int
     REMAINING_FIELD_NUMBER: _builtins.int
     SHADOW_FIELD_NUMBER: _builtins.int
     SOFT_FIELD_NUMBER: _builtins.int
-    layer: _builtins.str
-    """Its name: `user_requests_per_day`."""
-    capacity: _builtins.int
-    """How much it admits."""
-    reserved: _builtins.int
-    """What the request reserved of it."""
-    remaining: _builtins.int
-    """What was left right after that; before it were `reserved` more."""
-    shadow: _builtins.bool
-    """Counted and shown, never refusing."""
-    soft: _builtins.bool
-    """A budget that reserved what is expected, not the upper bound."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their names: `user_requests_per_day`."""
+
+    @_builtins.property
+    def capacities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How much each admits."""
+
+    @_builtins.property
+    def reserved(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What the request reserved of each."""
+
+    @_builtins.property
+    def remaining(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What was left of each right after that; before it were `reserved` more."""
+
+    @_builtins.property
+    def shadow(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Which are counted and shown, never refusing: their places, the first is 0."""
+
+    @_builtins.property
+    def soft(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Which are budgets that reserved what is expected, not the upper bound: their places."""
+
     def __init__(
         self,
         *,
-        layer: _builtins.str = ...,
-        capacity: _builtins.int = ...,
-        reserved: _builtins.int = ...,
-        remaining: _builtins.int = ...,
-        shadow: _builtins.bool = ...,
-        soft: _builtins.bool = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        capacities: _abc.Iterable[_builtins.int] | None = ...,
+        reserved: _abc.Iterable[_builtins.int] | None = ...,
+        remaining: _abc.Iterable[_builtins.int] | None = ...,
+        shadow: _abc.Iterable[_builtins.int] | None = ...,
+        soft: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "layer", b"layer", "remaining", b"remaining", "reserved", b"reserved", "shadow", b"shadow", "soft", b"soft"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacities", b"capacities", "names", b"names", "remaining", b"remaining", "reserved", b"reserved", "shadow", b"shadow", "soft", b"soft"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___TriedLayer: _TypeAlias = TriedLayer  # noqa: Y015
+Global___TriedLayers: _TypeAlias = TriedLayers  # noqa: Y015
 
 @_typing.final
 class CountedGeneration(_message.Message):
