@@ -81,9 +81,7 @@ class PlanFacts:
         """Return the facts of `plan`; addresses are named once each, and not by themselves."""
         addresses = (each.subject_id for each in plan.layers if each.subject_kind is SubjectKind.IP)
         return cls(
-            tuple(
-                (each.name, each.reset_generation) for each in plan.layers if each.reset_generation
-            ),
+            plan.generations,
             tuple(dict.fromkeys(addresses)),
             Columns.of(plan.layers),
         )

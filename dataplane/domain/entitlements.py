@@ -1,17 +1,28 @@
 """Which limits count a call: those of its caller, its address, its endpoint, its model and the service.
 
 What holds for one subject, unit and window at a time is the temporary limit while there is one, else
-the subject's own, else its tier's, else the service's default. An unlimited one makes no layer. The
-reset generation of a counter belongs to the subject, whoever set the limit that it counts for.
+the subject's own, else its tier's, else the service's default. An unlimited one makes no layer; one that only
+lasts for a while makes a shadow of what it takes away, so that this goes on from a true count
+afterwards. The reset generation of a counter belongs to the subject, whoever set the limit that it
+counts for.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Final, NamedTuple
 
-from dataplane.domain.limiting import Layer, LayerPlan, SubjectKind, Unit, Window, plan_of
+from dataplane.domain.limiting import (
+    CALENDAR_WINDOWS,
+    Layer,
+    LayerPlan,
+    SubjectKind,
+    Unit,
+    Window,
+    plan_of,
+    public_name,
+)
 from dataplane.domain.principals import LimitEntry, Principal, Service, SubjectLimits, Tier
 
 # Service-wide subjects and addresses belong to no organization: their days are those of UTC.
@@ -56,8 +67,9 @@ class Entitlements:
         ]
         ends = chain.from_iterable(each.ends_ms(now_ms) for each in subjects)
         layers = chain.from_iterable(each.layers(now_ms) for each in subjects)
+        raised = chain.from_iterable(each.raised_generations() for each in subjects)
         organization_id = principal.user.organization.organization_id
-        return plan_of(layers, min(ends, default=None), organization_id)
+        return plan_of(layers, min(ends, default=None), organization_id, raised)
 
     def most_layers(self, principal: Principal) -> dict[SubjectKind, int]:
         """Return how many layers a caller can ever have, by whom they count, circumstances apart."""
@@ -176,19 +188,35 @@ class _Subject:
         """Yield what counts a call at `now_ms`."""
         configured = self.configured
         default_id = self.default_subject_id or self.subject_id
-        own = [*configured.own]
-        own += (each.entry for each in configured.temporary if now_ms < each.until_ms)
+        passing = [each.entry for each in configured.temporary if now_ms < each.until_ms]
         generations = dict(configured.generations)
-        holding: dict[tuple[str, str], tuple[str, LimitEntry]] = {}
-        for subject_id, entries in ((default_id, self.defaults), (self.subject_id, own)):
-            for entry in entries:
-                counted = entry.counted
-                holding[counted] = subject_id, entry
-                # Not only of what holds now: a counter must not go back when that changes.
-                generations[counted] = max(generations.get(counted, 0), entry.reset_generation)
+        steady: dict[tuple[str, str], tuple[str, LimitEntry]] = {}
+        for subject_id, entries in ((default_id, self.defaults), (self.subject_id, configured.own)):
+            steady |= {entry.counted: (subject_id, entry) for entry in entries}
+        for entry in (*self.defaults, *configured.own, *passing):
+            # Not only of what holds now: a counter must not go back when that changes.
+            generation = generations.get(entry.counted, 0)
+            generations[entry.counted] = max(generation, entry.reset_generation)
+        holding = steady | {entry.counted: (self.subject_id, entry) for entry in passing}
         for counted, (subject_id, entry) in holding.items():
             if not entry.is_unlimited:
                 yield self._layer(subject_id, entry, generations[counted])
+            elif not (later := steady.get(counted, (subject_id, entry)))[1].is_unlimited:
+                yield self._shadow(*later, generations[counted])
+
+    def _shadow(self, subject_id: str, entry: LimitEntry, reset_generation: int) -> Layer:
+        """Return a layer that counts for a limit which is suspended, and tells nobody."""
+        layer = self._layer(subject_id, entry, reset_generation)
+        return replace(layer, is_shadow=True, has_public_figures=False)
+
+    def raised_generations(self) -> Iterator[tuple[str, int]]:
+        """Yield the names of what was reset and how often, whether or not it has a layer.
+
+        A limit that is set later counts what its period has used so far: since the last reset.
+        """
+        for (unit, window), generation in self.configured.generations.items():
+            if generation and window in CALENDAR_WINDOWS:
+                yield public_name(self.kind, Unit(unit), Window(window)), generation
 
     def _layer(self, subject_id: str, entry: LimitEntry, reset_generation: int) -> Layer:
         return Layer(

@@ -68,14 +68,14 @@ class LayerKind(StrEnum):
     PARALLEL = "c"
 
 
-_CALENDAR_WINDOWS: Final = (Window.DAY, Window.MONTH, Window.TOTAL)
+CALENDAR_WINDOWS: Final = (Window.DAY, Window.MONTH, Window.TOTAL)
 _KINDS: Final[dict[tuple[Unit, Window], LayerKind]] = {
     (Unit.REQUESTS, Window.RATE): LayerKind.RATE,
     (Unit.REQUESTS, Window.MINUTE): LayerKind.ROLLING,
     (Unit.TOKENS, Window.MINUTE): LayerKind.ROLLING,
-    **{(Unit.REQUESTS, window): LayerKind.PERIOD for window in _CALENDAR_WINDOWS},
-    **{(Unit.TOKENS, window): LayerKind.PERIOD for window in _CALENDAR_WINDOWS},
-    **{(Unit.SPEND, window): LayerKind.SPEND for window in _CALENDAR_WINDOWS},
+    **{(Unit.REQUESTS, window): LayerKind.PERIOD for window in CALENDAR_WINDOWS},
+    **{(Unit.TOKENS, window): LayerKind.PERIOD for window in CALENDAR_WINDOWS},
+    **{(Unit.SPEND, window): LayerKind.SPEND for window in CALENDAR_WINDOWS},
     (Unit.PARALLEL, Window.NONE): LayerKind.PARALLEL,
 }
 _SUBJECT_RANK: Final = {kind: rank for rank, kind in enumerate(SubjectKind)}
@@ -141,7 +141,7 @@ class Layer:
             raise ValueError(f"there is no time zone {self.time_zone!r}") from None
         # Worked out once: every request asks for them.
         object.__setattr__(self, "kind", kind)
-        object.__setattr__(self, "name", self._public_name())
+        object.__setattr__(self, "name", public_name(self.subject_kind, self.unit, self.window))
 
     @property
     def emission_interval_us(self) -> int:
@@ -163,13 +163,15 @@ class Layer:
         if self.capacity and self.every_ms * 1000 < LEAST_INTERVAL_US * self.capacity:
             raise ValueError(f"a rate passes at most one request in {LEAST_INTERVAL_US} µs")
 
-    def _public_name(self) -> str:
-        if self.window is Window.NONE:
-            return f"{self.subject_kind}_{self.unit}"
-        if self.window is Window.RATE:
-            return f"{self.subject_kind}_{self.unit}_rate"
-        joint = "_" if self.window is Window.TOTAL else "_per_"
-        return f"{self.subject_kind}_{self.unit}{joint}{self.window}"
+
+def public_name(subject_kind: SubjectKind, unit: Unit, window: Window) -> str:
+    """Return the name of a layer, such as `user_requests_per_day` or `key_parallel`."""
+    if window is Window.NONE:
+        return f"{subject_kind}_{unit}"
+    if window is Window.RATE:
+        return f"{subject_kind}_{unit}_rate"
+    joint = "_" if window is Window.TOTAL else "_per_"
+    return f"{subject_kind}_{unit}{joint}{window}"
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -186,6 +188,8 @@ class LayerPlan:
         valid_until_ms: Unix milliseconds at which a temporary limit among them expires; None: none is.
         organization_id: Whose callers it counts. Where several servers count, it says which of them
             counts the layers that organizations do not share.
+        generations: Reset generations other than 0 by a layer's name: of the layers, and of what has
+            no layer yet and would be counted under it.
         counts_output: A layer that refuses reserves an upper bound of the output: it must have one.
         has_hard_budget: A budget that refuses reserves the upper bound of the cost.
         has_soft_budget: A budget reserves what the call will probably cost.
@@ -197,6 +201,7 @@ class LayerPlan:
     closed_layer: Layer | None
     valid_until_ms: int | None = None
     organization_id: str = ""
+    generations: tuple[tuple[str, int], ...] = ()
 
     # Worked out once: every request asks for them.
     counts_output: bool = field(init=False, repr=False)
@@ -270,9 +275,12 @@ class Denial:
     Attributes:
         binding: The first layer, in order, that was short.
         is_never: The request alone is larger than the limit: waiting does not help.
-        standings: Every layer, in the plan's order; only the binding one when a capacity is 0.
+        standings: Every layer, in the plan's order; only the binding one when a capacity is 0, and
+            within emergency limits only those that this process counts.
         settled_nanousd: Spent so far, for a spend layer; else None.
         held_nanousd: Reserved by requests in flight, for a spend layer; else None.
+        is_degraded: Within emergency limits: what is short is this process' share of a limit. With a
+            `binding.reset_ms` of `NEVER_MS` the request is larger than the share alone.
     """
 
     binding: Standing
@@ -280,6 +288,7 @@ class Denial:
     standings: tuple[Standing, ...]
     settled_nanousd: int | None = None
     held_nanousd: int | None = None
+    is_degraded: bool = False
 
 
 class Denied(Exception):  # noqa: N818 - a verdict, not a fault
@@ -295,9 +304,14 @@ class LimitsUnavailable(Exception):  # noqa: N818 - a state of the service, not 
 
 
 def plan_of(
-    layers: Iterable[Layer], valid_until_ms: int | None = None, organization_id: str = ""
+    layers: Iterable[Layer],
+    valid_until_ms: int | None = None,
+    organization_id: str = "",
+    generations: Iterable[tuple[str, int]] = (),
 ) -> LayerPlan:
     """Return `layers` as a plan: sorted in the order in which they bind.
+
+    `generations` are those of what has no layer; those of the layers are added.
 
     Subjects go from the widest to the narrowest (global, organization, user, key,
     device, IP, endpoint, model); within a subject rates before rolling before period before
@@ -313,7 +327,13 @@ def plan_of(
     if len(counters) != len(ordered):
         raise ValueError("two layers share one counter")
     closed = (each for each in ordered if each.capacity == 0 and not each.is_shadow)
-    return LayerPlan(ordered, next(closed, None), valid_until_ms, organization_id)
+    raised = {
+        **dict(generations),
+        **{each.name: each.reset_generation for each in ordered if each.reset_generation},
+    }
+    return LayerPlan(
+        ordered, next(closed, None), valid_until_ms, organization_id, tuple(raised.items())
+    )
 
 
 def _rank(layer: Layer) -> tuple[int, int, int, int, str]:

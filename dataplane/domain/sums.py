@@ -14,7 +14,7 @@ import msgspec
 
 from dataplane.domain.calls import UsageEvent, UsageState
 from dataplane.domain.counters import CounterKind, CounterName
-from dataplane.domain.limiting import Layer, SubjectKind, Unit, Window
+from dataplane.domain.limiting import CALENDAR_WINDOWS, SubjectKind, Unit, Window, public_name
 from dataplane.domain.periods import FOREVER_MS
 from dataplane.domain.principals import LimitEntry, SubjectLimits
 from dataplane.domain.snapshot import Snapshot
@@ -24,13 +24,12 @@ TOTAL_ID: Final = "total"
 SERVICE_KINDS: Final = frozenset(
     (SubjectKind.GLOBAL, SubjectKind.IP, SubjectKind.ENDPOINT, SubjectKind.MODEL)
 )
-_CALENDAR_WINDOWS: Final = (Window.DAY, Window.MONTH, Window.TOTAL)
 _COUNTED_UNITS: Final = (Unit.REQUESTS, Unit.TOKENS, Unit.SPEND)
 _LAYER_NAMES: Final = {
-    (kind, unit, window): Layer(kind, "", unit, window, 0).name
+    (kind, unit, window): public_name(kind, unit, window)
     for kind in SubjectKind
     for unit in _COUNTED_UNITS
-    for window in _CALENDAR_WINDOWS
+    for window in CALENDAR_WINDOWS
 }
 # A day begins up to 14 hours before that of UTC, and ends up to 12 hours after it.
 _EARLIEST: Final = timedelta(hours=14)

@@ -198,6 +198,27 @@ def test_a_reset_lets_budget_and_quota_begin_anew_on_both_replicas(
     assert sum(row["charged_nanousd"] for row in rows) == len(rows) * TENTH_NANOUSD
 
 
+def test_a_budget_that_is_set_after_a_reset_counts_what_was_spent_since(
+    stack: Stack, admin: Administrator
+) -> None:
+    tenant = new_tenant(admin)
+    admin("limit", "set", "--user", tenant.user, "--requests-per-day", "2")
+    everywhere(tenant, is_refused_by("user_requests_per_day"))
+    admin("user", "reset-quota", tenant.user)
+    # Nothing limits the user's money when this is spent: 0.2 USD.
+    assert everywhere(tenant, is_admitted) == 2
+
+    admin("limit", "set", "--user", tenant.user, "--requests-per-day", "100")
+    admin("limit", "set", "--user", tenant.user, "--total-budget-usd", "0.25")
+
+    def used_usd(url: str) -> object:
+        return tenant.quota(url).get("user_spend_total", {}).get("used")
+
+    for base_url in stack.base_urls:
+        eventually(lambda url=base_url: used_usd(url) == 0.2, AGREEMENT_S)  # type: ignore[misc] # mypy cannot infer a default
+    assert [refused_by(chat(tenant, url)) for url in stack.base_urls] == ["user_spend_total"] * 2
+
+
 def test_a_rate_lets_a_burst_through_and_then_its_pace(stack: Stack, admin: Administrator) -> None:
     tenant = new_tenant(admin)
     rate = ("--requests", "10", "--every", "1s", "--burst", "20")

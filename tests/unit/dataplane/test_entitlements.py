@@ -1,4 +1,5 @@
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -247,8 +248,22 @@ def test_a_temporary_limit_may_be_one_more_or_none_at_all() -> None:
 
     assert layers(one_more, 8)["user_requests_per_minute"] == 70
     assert layers(one_more, 9) == layers({})
-    assert "user_requests_per_day" not in layers(none, 8)
     assert layers(none, 9) == layers({})
+
+
+def test_what_a_temporary_none_takes_away_is_counted_on_in_its_shadow() -> None:
+    none = until(9, capacity=0, is_unlimited=True)
+    given = LimitEntry("requests", "day", 0, is_unlimited=True)
+
+    def day(*own: LimitEntry, now_ms: int = 8) -> list[Layer]:
+        limits = {"user:u1": SubjectLimits(own, (none,))}
+        found = layers_for(SERVICE, limits, {}, principal(), now_ms=now_ms)
+        return [layer for layer in found if layer.name == "user_requests_per_day"]
+
+    [suspended], [later] = day(), day(now_ms=9)
+    assert (suspended.is_shadow, suspended.has_public_figures) == (True, False)
+    assert suspended == replace(later, is_shadow=True, has_public_figures=False)
+    assert not day(given)
 
 
 def test_an_address_falls_back_from_a_temporary_limit_to_its_tiers_own_counter() -> None:
@@ -266,7 +281,7 @@ def test_an_address_falls_back_from_a_temporary_limit_to_its_tiers_own_counter()
 def test_a_plan_holds_until_the_first_temporary_limit_in_it_ends() -> None:
     limits = {
         "user:u1": SubjectLimits(temporary=(until(50), until(20, "month"))),
-        # It makes no layer, and yet there will be one when it ends.
+        # It refuses nobody, and yet there will be one when it ends.
         "global": SubjectLimits(temporary=(until(30, "day", 0, is_unlimited=True),)),
         "user:u2": SubjectLimits(temporary=(until(10),)),
         "endpoint:chat": SubjectLimits(temporary=(until(40),)),
@@ -301,6 +316,18 @@ def test_a_reset_counter_starts_anew_whoever_set_its_limit(source: str) -> None:
     raised = "user_requests_per_month" if tier else "user_requests_per_day"
     assert generations.pop(raised) == 3
     assert set(generations.values()) == {0}
+
+
+def test_what_was_reset_is_counted_anew_before_it_has_a_limit() -> None:
+    resets = {("spend", "month"): 2, ("tokens", "minute"): 3, ("requests", "day"): 1}
+    limits = {"user:u1": SubjectLimits(generations=resets), "ip:10.0.0.1": SubjectLimits()}
+    service = Service(default_user_limits=(LimitEntry("requests", "day", 5),))
+
+    plan = plan_in(service, limits, {}, principal())
+
+    assert {each.name for each in plan.layers} == {"user_requests_per_day"}
+    # Minutes have no sum in the ledger that a later limit could begin with.
+    assert dict(plan.generations) == {"user_spend_per_month": 2, "user_requests_per_day": 1}
 
 
 def test_of_two_generations_the_higher_counts_and_none_goes_back() -> None:
