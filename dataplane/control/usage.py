@@ -42,7 +42,7 @@ class Pace:
     `sightings` between two deliveries of the devices that called.
     """
 
-    gathering: float = 0.05
+    gathering: float = 0.1
     acknowledgement: float = 10.0
     back_off: float = 0.1
     sightings: float = 10.0
