@@ -3,11 +3,14 @@
     tk:1:{g}:<kind>:<layer>:<subject>[:<period>][.<reset generation>]
 
 `1` is the version of the layout and `{g}` the hash tag that keeps all keys of one
-script on one shard. The period is part of the key, so a new day needs no reset.
+script on one shard. The layer is written in three letters, one each for its subject, unit and
+window (`urm` is `user_requests_per_minute`; `o` is a month): in full, names would be a tenth of what
+an active user takes of Redis' memory. The period is part of the key, so a new day needs no reset.
 Subjects may hold `:` and `.` (`gpt-4.1`, `ft:gpt-4o:acme`), so a key is read from both ends.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 from weakref import WeakKeyDictionary
@@ -77,33 +80,59 @@ _CODES: Final = {
     (LayerKind.SPEND, Unit.SPEND): SPEND,
     (LayerKind.PARALLEL, Unit.PARALLEL): PARALLEL,
 }
+# How keys write a layer. They are for ever: other letters would be other counters.
+_SUBJECT_LETTERS: Final = {
+    SubjectKind.GLOBAL: "g",
+    SubjectKind.ORGANIZATION: "o",
+    SubjectKind.USER: "u",
+    SubjectKind.KEY: "k",
+    SubjectKind.DEVICE: "d",
+    SubjectKind.IP: "i",
+    SubjectKind.ENDPOINT: "e",
+    SubjectKind.MODEL: "m",
+}
+_UNIT_LETTERS: Final = {
+    Unit.REQUESTS: "r",
+    Unit.TOKENS: "t",
+    Unit.SPEND: "s",
+    Unit.PARALLEL: "p",
+}
+_WINDOW_LETTERS: Final = {
+    Window.RATE: "r",
+    Window.MINUTE: "m",
+    Window.DAY: "d",
+    Window.MONTH: "o",
+    Window.TOTAL: "t",
+    Window.NONE: "n",
+}
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
 _CALENDAR_KINDS: Final = frozenset({LayerKind.PERIOD, LayerKind.SPEND})
 
 
-def _names() -> dict[str, tuple[SubjectKind, Unit, Window, LayerKind]]:
-    """Return every public name of a layer, and what it says."""
+def _layers() -> Iterator[Layer]:
+    """Yield a layer of every subject, unit and window that go together."""
     windows: dict[Unit, tuple[Window, ...]] = {
         Unit.REQUESTS: (Window.RATE, Window.MINUTE, Window.DAY, Window.MONTH, Window.TOTAL),
         Unit.TOKENS: (Window.MINUTE, Window.DAY, Window.MONTH, Window.TOTAL),
         Unit.SPEND: (Window.DAY, Window.MONTH, Window.TOTAL),
         Unit.PARALLEL: (Window.NONE,),
     }
-    layers = (
-        Layer(subject, "", unit, window, 1, every_ms=1000 if window is Window.RATE else 0)
-        for subject in SubjectKind
-        for unit in windows
-        for window in windows[unit]
-    )
-    return {each.name: (each.subject_kind, each.unit, each.window, each.kind) for each in layers}
+    for subject in SubjectKind:
+        for unit in windows:
+            for window in windows[unit]:
+                every_ms = 1000 if window is Window.RATE else 0
+                yield Layer(subject, "", unit, window, 1, every_ms=every_ms)
 
 
-_LAYER_NAMES: Final = _names()
-_LAYERS: Final = {
-    (subject, unit, window): (name, kind)
-    for name, (subject, unit, window, kind) in _LAYER_NAMES.items()
-}
+def _letters(layer: Layer | CounterName) -> str:
+    """Return how keys write a layer."""
+    subject, unit = _SUBJECT_LETTERS[layer.subject_kind], _UNIT_LETTERS[layer.unit]
+    return f"{subject}{unit}{_WINDOW_LETTERS[layer.window]}"
+
+
+_LAYERS: Final = {(each.subject_kind, each.unit, each.window): each for each in _layers()}
+_LAYERS_BY_LETTERS: Final = {_letters(each): each for each in _LAYERS.values()}
 # A period of a calendar counter and its reset generation, at the end of its key.
 _PERIOD_TAIL: Final = re.compile(r"(\d{6}|\d{8}|total)(?:\.([1-9]\d*))?", re.ASCII)
 # What a reset generation looks like at the end of a key without a period.
@@ -112,12 +141,12 @@ _GENERATION_TAIL: Final = re.compile(r"\.(0|[1-9]\d*)\Z", re.ASCII)
 
 def layer_kind(name: CounterName) -> LayerKind:
     """Return the algorithm that counts a counter."""
-    return _LAYERS[name.subject_kind, name.unit, name.window][1]
+    return _LAYERS[name.subject_kind, name.unit, name.window].kind
 
 
 def layer_name(name: CounterName) -> str:
     """Return the public name of a counter's layer, such as `user_requests_per_day`."""
-    return _LAYERS[name.subject_kind, name.unit, name.window][0]
+    return _LAYERS[name.subject_kind, name.unit, name.window].name
 
 
 def counter_code(name: CounterName) -> int:
@@ -145,14 +174,11 @@ class Keyspace:
 
     def counter(self, layer: Layer, period_id: str = "") -> str:
         """Return the key of a layer's counter, in a period if it has periods."""
-        return self._key(
-            layer.kind, layer.name, layer.subject_id, period_id, layer.reset_generation
-        )
+        return self._key(layer.kind, layer, period_id)
 
     def counter_key(self, name: CounterName) -> str:
         """Return the key of the counter that is called so."""
-        kind, layer = layer_kind(name), layer_name(name)
-        return self._key(kind, layer, name.subject_id, name.period_id, name.reset_generation)
+        return self._key(layer_kind(name), name, name.period_id)
 
     def parse_counter(self, key: str) -> CounterName | None:
         """Return what a key says, or None when it is no counter of this key space.
@@ -162,11 +188,11 @@ class Keyspace:
         if not key.startswith(self.prefix):
             return None
         kind, _, rest = key[len(self.prefix) :].partition(":")
-        layer, separator, tail = rest.partition(":")
-        known = _LAYER_NAMES.get(layer)
-        if known is None or not separator or known[3] != kind:
+        letters, separator, tail = rest.partition(":")
+        layer = _LAYERS_BY_LETTERS.get(letters)
+        if layer is None or not separator or layer.kind != kind:
             return None
-        subject_kind, unit, window, _ = known
+        subject_kind, unit, window = layer.subject_kind, layer.unit, layer.window
         if kind in _CALENDAR_KINDS:
             subject_id, separator, period = tail.rpartition(":")
             match = _PERIOD_TAIL.fullmatch(period)
@@ -187,14 +213,13 @@ class Keyspace:
         """Return the key of the nodes that have handed over what they had."""
         return f"{self.rebuild}:{rebuild_id}:frozen"
 
-    def _key(
-        self, kind: LayerKind, name: str, subject_id: str, period_id: str, generation: int
-    ) -> str:
+    def _key(self, kind: LayerKind, layer: Layer | CounterName, period_id: str) -> str:
+        subject_id, generation = layer.subject_id, layer.reset_generation
         tail = f":{period_id}" if period_id else ""
         # `gpt-4` in its first generation must not share a counter with `gpt-4.1` in none.
         if generation or (not period_id and _GENERATION_TAIL.search(subject_id)):
             tail += f".{generation}"
-        return f"{self.prefix}{kind}:{name}:{subject_id}{tail}"
+        return f"{self.prefix}{kind}:{_letters(layer)}:{subject_id}{tail}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,6 +5,8 @@ from typing import Any
 
 import redis
 
+from dataplane.domain.counters import CounterName
+from dataplane.limits.counters import Keyspace, layer_name
 from tests.e2e.stack import Stack
 
 
@@ -16,31 +18,32 @@ class Counters(contextlib.AbstractContextManager["Counters"]):
         self._redis: redis.Redis = redis.Redis.from_url(
             stack.line["redis_url"], decode_responses=True
         )
+        self._keyspace = Keyspace()
 
     def __exit__(self, *_: object) -> None:
         self._redis.close()
 
     def spend(self, layer: str, subject_id: str) -> tuple[int, int]:
         """Return what a budget has settled and what it holds, in nano-USD; it must have begun."""
-        settled, held = self._redis.hmget(self._key("s", layer, subject_id), ["s", "h"])
+        settled, held = self._redis.hmget(self._key(layer, subject_id), ["s", "h"])
         return int(settled or 0), int(held or 0)
 
     def count(self, layer: str, subject_id: str) -> int:
         """Return what a quota has counted; it must have begun."""
-        return int(self._redis.get(self._key("p", layer, subject_id)) or 0)
+        return int(self._redis.get(self._key(layer, subject_id)) or 0)
 
     def slots(self, layer: str, subject_id: str) -> dict[int, int]:
         """Return what a rolling window has counted in each of its slots, by their numbers."""
-        found = self._redis.hgetall(self._key("w", layer, subject_id))
+        found = self._redis.hgetall(self._key(layer, subject_id))
         return {int(slot): int(amount) for slot, amount in found.items()}
 
-    def has_begun(self, kind: str, layer: str, subject_id: str) -> bool:
+    def has_begun(self, layer: str, subject_id: str) -> bool:
         """Return whether a layer has counted anything of a subject."""
-        return bool(self._keys(kind, layer, subject_id))
+        return bool(self._counters(layer, subject_id))
 
     def in_flight(self) -> int:
         """Return how many requests hold a reservation."""
-        return int(self._redis.zcard("tk:1:{g}:leases"))
+        return int(self._redis.zcard(self._keyspace.leases))
 
     def now_s(self) -> float:
         """Return the time of Redis, in Unix seconds."""
@@ -52,12 +55,18 @@ class Counters(contextlib.AbstractContextManager["Counters"]):
         about: dict[str, Any] = self._redis.info("server")
         return about
 
-    def _key(self, kind: str, layer: str, subject_id: str) -> str:
-        keys = self._keys(kind, layer, subject_id)
-        assert keys, f"nothing counts {layer} of {subject_id}"
+    def _key(self, layer: str, subject_id: str) -> str:
+        counters = self._counters(layer, subject_id)
+        assert counters, f"nothing counts {layer} of {subject_id}"
         # A reset counter has a key for each generation: the newest one counts.
-        return keys[-1]
+        newest = max(counters, key=lambda each: (each.period_id, each.reset_generation))
+        return self._keyspace.counter_key(newest)
 
-    def _keys(self, kind: str, layer: str, subject_id: str) -> list[str]:
-        pattern = f"tk:1:{{g}}:{kind}:{layer}:{subject_id}*"
-        return sorted(str(key) for key in self._redis.scan_iter(match=pattern, count=1_000))
+    def _counters(self, layer: str, subject_id: str) -> list[CounterName]:
+        pattern = f"{self._keyspace.prefix}*:{subject_id}*"
+        keys = map(str, self._redis.scan_iter(match=pattern, count=1_000))
+        return [
+            each
+            for each in map(self._keyspace.parse_counter, keys)
+            if each and (layer_name(each), each.subject_id) == (layer, subject_id)
+        ]

@@ -9,6 +9,8 @@ from typing import Any, Final
 import httpx
 import redis
 
+from dataplane.domain.limiting import LayerKind
+from dataplane.limits.counters import Keyspace
 from tests.e2e.stack import Stack
 from tests.e2e.waiting import eventually
 
@@ -66,7 +68,7 @@ class SpendReader(contextlib.AbstractContextManager["SpendReader"]):
     def __init__(self, customer: Customer) -> None:
         url = customer.stack.line["redis_url"]
         self._redis: redis.Redis = redis.Redis.from_url(url, decode_responses=True)
-        self._pattern = f"tk:1:{{g}}:s:*:{customer.user_id}:*"
+        self._pattern = f"{Keyspace().prefix}{LayerKind.SPEND}:*:{customer.user_id}:*"
         self._key = ""
 
     def __exit__(self, *_: object) -> None:

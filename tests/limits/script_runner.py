@@ -43,9 +43,16 @@ def source_under_test() -> str:
 class ScriptRunner:
     """One key space, one clock, and what stands behind the answers."""
 
-    def __init__(self, redis_url: str, script: Script | None = None, now_ms: int = NOON_MS) -> None:
+    def __init__(
+        self,
+        redis_url: str,
+        script: Script | None = None,
+        now_ms: int = NOON_MS,
+        hash_tag: str = "",
+    ) -> None:
+        """Open the counters under `hash_tag`, one that nobody else has unless given."""
         self.redis = redis.Redis.from_url(redis_url)
-        self.keyspace = Keyspace(secrets.token_hex(6))
+        self.keyspace = Keyspace(hash_tag or secrets.token_hex(6))
         self._binder = Binder(self.keyspace)
         self._script = script or script_under_test()
         self.epoch = EPOCH

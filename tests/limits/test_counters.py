@@ -59,6 +59,44 @@ def test_a_layer_and_the_name_of_its_counter_have_one_key(name: CounterName) -> 
     assert (layer_kind(name), layer_name(name)) == (layer.kind, layer.name)
 
 
+def test_no_two_layers_are_written_alike() -> None:
+    layers = [
+        (subject, unit, window)
+        for subject in SubjectKind
+        for unit in Unit
+        for window in _WINDOWS[unit]
+    ]
+
+    keys = {
+        each: KEYSPACE.counter_key(CounterName(each[0], "x", each[1], each[2], "")).split(":")[4]
+        for each in layers
+    }
+
+    assert len(set(keys.values())) == len(layers) == 8 * 13
+    assert {len(letters) for letters in keys.values()} == {3}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        (CounterName(SubjectKind.USER, "u_1", Unit.REQUESTS, Window.RATE, ""), "g:urr:u_1"),
+        (CounterName(SubjectKind.USER, "u_1", Unit.TOKENS, Window.MINUTE, ""), "w:utm:u_1"),
+        (CounterName(SubjectKind.GLOBAL, "", Unit.REQUESTS, Window.DAY, "20261121", 2), "p:grd::20261121.2"),
+        (CounterName(SubjectKind.ORGANIZATION, "o_1", Unit.SPEND, Window.MONTH, "202611"), "s:oso:o_1:202611"),
+        (CounterName(SubjectKind.KEY, "k_1", Unit.SPEND, Window.TOTAL, "total"), "s:kst:k_1:total"),
+        (CounterName(SubjectKind.DEVICE, "d_1", Unit.PARALLEL, Window.NONE, "", 1), "c:dpn:d_1.1"),
+        (CounterName(SubjectKind.IP, "2001:db8::/64", Unit.REQUESTS, Window.MINUTE, ""), "w:irm:2001:db8::/64"),
+        (CounterName(SubjectKind.ENDPOINT, "chat", Unit.REQUESTS, Window.MINUTE, ""), "w:erm:chat"),
+        (CounterName(SubjectKind.MODEL, "gpt-4.1", Unit.REQUESTS, Window.MINUTE, ""), "w:mrm:gpt-4.1.0"),
+    ],
+)  # fmt: skip
+def test_keys_stay_what_they_are_as_long_as_the_layout_has_its_version(
+    name: CounterName, key: str
+) -> None:
+    assert KEYSPACE.counter_key(name) == f"tk:1:{{g}}:{key}"
+    assert KEYSPACE.parse_counter(f"tk:1:{{g}}:{key}") == name
+
+
 def test_a_reset_model_does_not_share_the_window_of_its_next_version() -> None:
     reset = CounterName(SubjectKind.MODEL, "gpt-4", Unit.REQUESTS, Window.MINUTE, "", 1)
     other = CounterName(SubjectKind.MODEL, "gpt-4.1", Unit.REQUESTS, Window.MINUTE, "")
@@ -72,11 +110,16 @@ def test_a_reset_model_does_not_share_the_window_of_its_next_version() -> None:
         "leases",
         "r:0190-1",
         "g:auth_failures:203.0.113.7",
-        "p:user_requests_per_day:u_1",
-        "p:user_requests_per_day:u_1:2026",
-        "p:user_requests_per_day:u_1:20261121.0",
-        "s:user_requests_per_day:u_1:20261121",
-        "w:user_requests_per_minute",
+        "g:registrations:198.51.100.7",
+        "p:urd:u_1",
+        "p:urd:u_1:2026",
+        "p:urd:u_1:20261121.0",
+        "s:urd:u_1:20261121",
+        "p:user_requests_per_day:u_1:20261121",
+        "p:uRd:u_1:20261121",
+        "p:rud:u_1:20261121",
+        "c:upd:u_1:20261121",
+        "w:urm",
     ],
 )
 def test_what_is_no_counter_has_no_name(key: str) -> None:

@@ -7,6 +7,8 @@ import pytest
 from redis.exceptions import RedisError
 
 from dataplane import embedded_redis
+from dataplane.domain.counters import CounterName
+from dataplane.domain.limiting import SubjectKind, Unit, Window
 from dataplane.domain.periods import FOREVER_MS
 from dataplane.limits.connection import is_epoch_of
 from dataplane.limits.counters import SPEND, Keyspace
@@ -22,7 +24,8 @@ async def desk(redis_url: str) -> AsyncIterator[CounterDesk]:
 
 
 async def test_operations_run_in_order_however_many_they_are(desk: CounterDesk) -> None:
-    key = f"{desk.keyspace.prefix}s:user_spend_total:u_1:total"
+    spent = CounterName(SubjectKind.USER, "u_1", Unit.SPEND, Window.TOTAL, "total")
+    key = desk.keyspace.counter_key(spent)
     raises = [Correct(key, SPEND, step, step + 1, 0, 0, FOREVER_MS) for step in range(150)]
 
     answers = await desk.run(*raises, Find("nobody"))

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from dataplane.domain.calls import UsageState
-from dataplane.domain.limiting import Demand, Unit, Window
+from dataplane.domain.counters import CounterName
+from dataplane.domain.limiting import Demand, SubjectKind, Unit, Window
 from dataplane.limits.counters import Keyspace
 from dataplane.maintenance.counter_table import text_of
 from dataplane.maintenance.reaping import abandoned_event
@@ -130,12 +131,15 @@ def test_a_meta_that_is_no_record_makes_none(meta: str) -> None:
 
 def test_an_abandoned_record_counts_in_the_periods_that_redis_chose() -> None:
     keyspace = Keyspace("t")
-    keys = (
-        "tk:1:{t}:p:user_requests_per_day:u_1:20261201",
-        "tk:1:{t}:s:organization_spend_per_month:o_1:202612",
-        "tk:1:{t}:p:global_requests_per_day::20261130.2",
-        "tk:1:{t}:c:user_parallel:u_1",
-    )
+    keys = [
+        keyspace.counter_key(each)
+        for each in (
+            CounterName(SubjectKind.USER, "u_1", Unit.REQUESTS, Window.DAY, "20261201"),
+            CounterName(SubjectKind.ORGANIZATION, "o_1", Unit.SPEND, Window.MONTH, "202612"),
+            CounterName(SubjectKind.GLOBAL, "", Unit.REQUESTS, Window.DAY, "20261130", 2),
+            CounterName(SubjectKind.USER, "u_1", Unit.PARALLEL, Window.NONE, ""),
+        )
+    ]
     meta = msgspec.json.encode({"usage_day": "20261130", "user_id": "u_1", "of_a_newer": 1})
 
     event = abandoned_event("rid", meta.decode(), keys, keyspace)

@@ -5,7 +5,8 @@ import asyncio
 import msgspec
 import pytest
 
-from dataplane.domain.limiting import Unit, Window
+from dataplane.domain.counters import CounterName
+from dataplane.domain.limiting import SubjectKind, Unit, Window
 from dataplane.domain.principals import SubjectLimits
 from dataplane.maintenance.budget_news import BudgetNews, Capacities
 from dataplane.maintenance.counter_table import CounterTable
@@ -166,10 +167,12 @@ async def test_the_counters_of_limits_that_are_gone_and_of_foreign_keys_disturb_
     cluster: Cluster,
 ) -> None:
     await quiet_after_one_request(cluster)
-    prefix = cluster.keyspace.prefix
-    await cluster.desk.client.set(f"{prefix}p:user_requests_per_day:u_1:20201121", "not a number")
-    await cluster.desk.client.set(f"{prefix}s:user_spend_per_month:u_2:202011", "no hash")
-    await cluster.desk.client.set(f"{prefix}p:of_a_newer_version:u_1:20201121", 7)
+    keyspace = cluster.keyspace
+    day = CounterName(SubjectKind.USER, "u_1", Unit.REQUESTS, Window.DAY, "20201121")
+    month = CounterName(SubjectKind.USER, "u_2", Unit.SPEND, Window.MONTH, "202011")
+    await cluster.desk.client.set(keyspace.counter_key(day), "not a number")
+    await cluster.desk.client.set(keyspace.counter_key(month), "no hash")
+    await cluster.desk.client.set(f"{keyspace.prefix}p:of_a_newer_version:u_1:20201121", 7)
     counter = cluster.name(Unit.SPEND, Window.MONTH)
 
     await cluster.set_counter(counter, 0)

@@ -13,6 +13,7 @@ from dataplane.domain.guards import Check, Guard
 from dataplane.domain.limiting import SubjectKind, Unit, Window
 from dataplane.domain.principals import SubjectLimits
 from dataplane.limits.buckets import bucket_tag
+from dataplane.limits.counters import Keyspace
 from dataplane.limits.desk import CounterDesk
 from dataplane.limits.guards import Guards
 from dataplane.limits.recovery import Leftover, settle_leftovers
@@ -117,7 +118,7 @@ async def test_guards_are_where_the_shared_counters_are(node: Node) -> None:
 
     await guards.aclose()
     desk = CounterDesk(counting.shared_target)
-    assert await desk.client.exists("tk:1:{g}:g:registrations:somebody")
-    kept = await desk.client.keys(f"tk:1:{{{bucket_tag(ACME)}}}:epoch")
+    assert await desk.client.exists(f"{desk.keyspace.prefix}g:registrations:somebody")
+    kept = await desk.client.keys(Keyspace(bucket_tag(ACME)).epoch)
     assert len(kept) == isinstance(node.limiter, ShardedLimiter)
     await desk.aclose()

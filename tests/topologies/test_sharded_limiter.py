@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from dataplane.domain.counters import CounterName
 from dataplane.domain.limiting import (
     Denied,
     Layer,
@@ -310,8 +311,13 @@ async def test_budgets_of_both_halves_tell_that_they_are_reached(spread: Spread)
     await until(lambda: len(spread.crossings) == 3)
 
     told = sorted((each.key, each.percent) for each in spread.crossings)
-    own = f"tk:1:{{{bucket_tag(ACME)}}}:s:organization_spend_total:{ACME}:total"
-    shared = "tk:1:{g}:s:global_spend_total::total"
+    own, shared = (
+        Keyspace(tag).counter_key(CounterName(kind, subject_id, Unit.SPEND, Window.TOTAL, "total"))
+        for tag, kind, subject_id in (
+            (bucket_tag(ACME), SubjectKind.ORGANIZATION, ACME),
+            (SHARED_TAG, SubjectKind.GLOBAL, ""),
+        )
+    )
     assert told == sorted([(own, 80), (shared, 80), (shared, 100)])
 
 
@@ -322,7 +328,8 @@ async def test_what_is_in_flight_is_told_by_each_half_for_itself(spread: Spread)
     [shared], [own] = (each.in_flight() for each in halves)
 
     assert (shared.request_id, own.request_id) == ("a", "a")
-    assert all(str(key).startswith("tk:1:{g}:") for key in shared.counters[1::5])
+    prefix = Keyspace(SHARED_TAG).prefix
+    assert all(str(key).startswith(prefix) for key in shared.counters[1::5])
     assert own.meta == b"{}"
     assert b'"is_shared_half":true' in shared.meta
     reservation.settle(1, 1)

@@ -10,6 +10,7 @@ from dataplane.domain.limiting import SubjectKind, Unit, Window
 from dataplane.domain.principals import Device, DeviceStatus, SubjectLimits
 from dataplane.limits.buckets import BUCKETS, SHARED_TAG, bucket_tag, hash_tag_in
 from dataplane.limits.cluster import slot_of
+from dataplane.limits.counters import Keyspace
 from dataplane.maintenance.share_reporter import Pauses, ShareReporter
 from dataplane.maintenance.shares import Share, ShareLedger, nobodys_share, shares_of
 from tests.control.usage_events import usage_event
@@ -56,7 +57,8 @@ def test_buckets_are_those_that_a_cluster_can_be_asked_for() -> None:
     # CLUSTER KEYSLOT 123456789 says 12739.
     assert bucket_tag("123456789") == f"b{12739 % BUCKETS}"
     assert slot_of("123456789") == 12739
-    assert hash_tag_in("tk:1:{b17}:s:user_spend_total:u{1}:total") == "b17"
+    spent = name(SubjectKind.USER, "u{1}")
+    assert hash_tag_in(Keyspace("b17").counter_key(spent)) == "b17"
     assert hash_tag_in("nothing") == ""
 
 
