@@ -64,7 +64,9 @@ app.command(
         "explain 01936b2e-7c1a-7000-8000-5d1f0c9a3b42 -o json",
     )
 )(explain)
-app.command(epilog=example("verify", "verify --repair -o json"))(verify)
+app.command(epilog=example("verify", "verify --repair -o json", "verify --recount --repair"))(
+    verify
+)
 app.command(epilog=example("status", "status -o json"))(status)
 app.command(
     epilog=example(

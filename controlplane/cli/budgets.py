@@ -61,7 +61,8 @@ _EVENT_COLUMNS: Final = (
 def list_all(subject: Subject | None, output: Output = Format.TABLE) -> None:
     """List budgets and what the ledger says was spent of them in their running period, by subject.
 
-    Of a subject that is named, also those that come from its tier or from the service's defaults.
+    Of a subject that is named, also those that come from its tier or from the service's defaults. Calls by a key or device
+    with a tier of its own have the budgets that this tier sets for users, not those of the user's tier, which are shown.
     """
     with admin_channel() as channel:
         found = all_pages(

@@ -107,7 +107,7 @@ def layer_rows(record: "UsageRecord") -> list[Record]:
             "unit": name.split("_")[1] if "_" in name else "",
             "capacity": capacity,
             "reserved": reserved,
-            "remaining_before": remaining + reserved,
+            "remaining_before": _remaining_before(remaining, reserved, place in tried.shadow),
             "remaining_after": remaining,
             "soft": place in tried.soft,
             "shadow": place in tried.shadow,
@@ -115,6 +115,11 @@ def layer_rows(record: "UsageRecord") -> list[Record]:
         }
         for place, (name, capacity, reserved, remaining) in enumerate(rows)
     ]
+
+
+def _remaining_before(remaining: int, reserved: int, is_shadow: bool) -> int | None:
+    """Return what was left before; unknown of a shadow that has nothing left, which may have been short of what it reserved."""
+    return None if is_shadow and not remaining else remaining + reserved
 
 
 def layer_in_dollars(row: Record) -> Record:
@@ -183,7 +188,11 @@ def _of_layers(record: "UsageRecord") -> Iterator[str]:
         yield "Counters could not be read: it was served within emergency limits."
     if not record.layers.names:
         yield "No layers are recorded of it."
+    tried = set(record.layers.names)
     for each in record.generations:
+        # Resets of what had no limit yet are in the record too: for limits that come later.
+        if each.layer not in tried:
+            continue
         yield (
             f"{each.layer} counted it in generation {each.reset_generation}: "
             "an administrator had reset that counter."

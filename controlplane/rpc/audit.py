@@ -1,6 +1,6 @@
 """The audit log: who changed what, newest first."""
 
-from typing import Any, Final
+from typing import Any
 
 from google.protobuf.struct_pb2 import Struct
 from tollkeeper.admin.v1 import audit_service_pb2 as pb
@@ -9,12 +9,10 @@ from tollkeeper.admin.v1 import audit_service_pb2_grpc
 from controlplane.domain.errors import InvalidError
 from controlplane.rpc.changing import AdminServicer
 from controlplane.rpc.interception import Context
-from controlplane.rpc.pages import Page, page_of
+from controlplane.rpc.pages import Page, page_of, row_number_of
 from controlplane.rpc.resources import from_timestamp, to_timestamp
 from controlplane.store.audit import AuditFilter, list_entries
 from controlplane.store.tables import AuditEntry
-
-_MAX_ID: Final = 2**63 - 1
 
 
 def entry_to_proto(row: AuditEntry) -> pb.AuditEntry:
@@ -72,9 +70,7 @@ def _below_id(page: Page) -> int | None:
     if not page.after:
         return None
     (text,) = page.after
-    if not (text.isascii() and text.isdigit()) or int(text[:20]) > _MAX_ID:
-        raise InvalidError("this is not a token of this list", field="page_token")
-    return int(text)
+    return row_number_of(text)
 
 
 def _struct(values: dict[str, Any] | None) -> Struct | None:  # Any: JSON

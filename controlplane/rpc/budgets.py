@@ -18,7 +18,7 @@ from controlplane.rpc.changing import AdminServicer
 from controlplane.rpc.counters import counter_to_proto
 from controlplane.rpc.interception import Context
 from controlplane.rpc.limits import subject_id_of
-from controlplane.rpc.pages import Page, page_of
+from controlplane.rpc.pages import Page, page_of, row_number_of
 from controlplane.rpc.resources import to_timestamp
 from controlplane.rpc.subject_names import counted_subject, ledger_id_of, names_of
 from controlplane.store import budget_events, usage_sums
@@ -27,8 +27,6 @@ from controlplane.store.budgets import defaults_of, subjects_with_budgets, time_
 from controlplane.store.repositories import Repositories
 from controlplane.store.subject_limits import limit_set_of
 from controlplane.store.tables import BudgetEventRow
-
-_MAX_ID = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +162,12 @@ def _position(page: Page) -> EventPosition | None:
     if not page.after:
         return None
     reached_at, event_id = page.after
+    number = row_number_of(event_id)
     refusal = InvalidError("this is not a token of this list", field="page_token")
-    if not (event_id.isascii() and event_id.isdigit()) or int(event_id[:20]) > _MAX_ID:
-        raise refusal
     try:
         instant = datetime.fromisoformat(reached_at)
     except ValueError:
         raise refusal from None
     if instant.tzinfo is None:
         raise refusal
-    return EventPosition(instant, int(event_id))
+    return EventPosition(instant, number)

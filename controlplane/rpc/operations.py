@@ -13,8 +13,9 @@ from tollkeeper.admin.v1 import operations_service_pb2 as pb
 from tollkeeper.admin.v1 import operations_service_pb2_grpc
 from tollkeeper.config.v1 import config_service_pb2 as config_pb
 
-from controlplane.domain.errors import LimitsUnavailableError
+from controlplane.domain.errors import DeadlineError, LimitsUnavailableError
 from controlplane.rpc.actors import current_actor
+from controlplane.rpc.authorization import check_permission
 from controlplane.rpc.changing import AdminServicer, Backend, changing
 from controlplane.rpc.interception import Context
 from controlplane.rpc.redaction import audited
@@ -22,6 +23,7 @@ from controlplane.rpc.subject_names import names_of
 from controlplane.snapshots.snapshot import Position, position_to_proto
 from controlplane.store.audit import note_act
 from controlplane.store.operations import DatabaseState, ping, state_of
+from controlplane.store.recounting import recount
 from controlplane.store.repositories import Repositories
 from controlplane.store.service import service_settings
 from controlplane.store.transactions import Transaction
@@ -32,8 +34,12 @@ MAX_PROBLEMS: Final = 20
 # Comparing some hundred thousand counters takes seconds; an administrator waits for it.
 COUNTER_TASK_DEADLINE_S: Final = 60.0
 MAX_DIFFERENCES: Final = 1_000
+# Some tens of millions of requests.
+RECOUNT_DEADLINE_S: Final = 1_800.0
 
+_WRITE: Final = "operations.write"
 _COUNTERS: Final = "counters"
+_USAGE: Final = "usage"
 _MAX_TEXT: Final = 500
 
 _log: Final = structlog.get_logger(__name__)
@@ -132,10 +138,16 @@ class OperationsServicer(AdminServicer, operations_service_pb2_grpc.OperationsSe
     async def VerifyCounters(
         self, request: pb.VerifyCountersRequest, _context: Context
     ) -> pb.CounterVerification:
-        """Have every counter compared with the ledger, and with `repair` set to what the ledger says."""
-        repair = config_pb.COUNTER_TASK_KIND_REPAIR
-        kind = repair if request.repair else config_pb.COUNTER_TASK_KIND_VERIFY
-        node_id, report = await self._run("VerifyCounters", request, kind)
+        """Have every counter compared with the ledger, and with `repair` set to what the ledger says.
+
+        Whoever reads may compare; repairing is for those who write.
+        """
+        if request.repair:
+            check_permission(current_actor(), _WRITE)
+            await self._note("VerifyCounters", request)
+            node_id, report = await self._run(config_pb.COUNTER_TASK_KIND_REPAIR)
+        else:
+            node_id, report = await self._run(config_pb.COUNTER_TASK_KIND_VERIFY)
         differences = report.differences[:MAX_DIFFERENCES]
         subjects = [(each.counter.subject_kind, each.counter.subject_id) for each in differences]
         async with self._store.reading() as session:
@@ -154,21 +166,39 @@ class OperationsServicer(AdminServicer, operations_service_pb2_grpc.OperationsSe
         self, request: pb.ResetLimiterClockRequest, _context: Context
     ) -> pb.ResetLimiterClockResponse:
         """Let the limiter's time go back to the clock of Redis."""
-        kind = config_pb.COUNTER_TASK_KIND_RESET_CLOCK
-        node_id, _ = await self._run("ResetLimiterClock", request, kind)
+        await self._note("ResetLimiterClock", request)
+        node_id, _ = await self._run(config_pb.COUNTER_TASK_KIND_RESET_CLOCK)
         return pb.ResetLimiterClockResponse(node_id=node_id)
 
+    async def RecountUsage(
+        self, request: pb.RecountUsageRequest, _context: Context
+    ) -> pb.RecountUsageResponse:
+        """Set the ledger's sums to what its rows add up to, at once or not at all."""
+        try:
+            async with (
+                asyncio.timeout(RECOUNT_DEADLINE_S),
+                self._store.transaction(current_actor().name, "RecountUsage") as tx,
+            ):
+                await note_act(tx, _USAGE, audited(request))
+                requests = await recount(tx.session)
+        except TimeoutError as error:
+            raise DeadlineError("the ledger has too many rows to be recounted in time") from error
+        return pb.RecountUsageResponse(requests=requests)
+
+    async def _note(self, rpc: str, request: Message) -> None:
+        """Have it in the audit log before it happens, so that nothing is repaired unseen."""
+        async with self._store.transaction(current_actor().name, rpc) as tx:
+            await note_act(tx, _COUNTERS, audited(request))
+
     async def _run(
-        self, rpc: str, request: Message, kind: config_pb.CounterTaskKind.ValueType
+        self, kind: config_pb.CounterTaskKind.ValueType
     ) -> tuple[str, config_pb.CounterReport]:
-        """Have a task done; the audit log has it before, so that nothing is repaired unseen.
+        """Have a task done.
 
         Raises:
             LimitsUnavailableError: Nobody does it, or it could not be done.
             DeadlineError: It took too long.
         """
-        async with self._store.transaction(current_actor().name, rpc) as tx:
-            await note_act(tx, _COUNTERS, audited(request))
         node_id, report = await self._counters.run_counter_task(kind, COUNTER_TASK_DEADLINE_S)
         if report.problem:
             raise LimitsUnavailableError(f"data plane {node_id}: {report.problem[:_MAX_TEXT]}")

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from controlplane.domain.errors import InvalidError
 
 DEFAULT_SIZE: Final = 100
+_MAX_ROW_NUMBER: Final = 2**63 - 1
 MAX_SIZE: Final = 1_000
 
 RowT = TypeVar("RowT")
@@ -68,6 +69,19 @@ def page_of(request: Any, *, keys: int = 1) -> Page:  # Any: each list has a req
     digest = _digest_of(request)
     after = _read(request.page_token, digest, keys) if request.page_token else ()
     return Page(min(request.page_size or DEFAULT_SIZE, MAX_SIZE), after, digest)
+
+
+def row_number_of(text: str) -> int:
+    """Return the number of a row that a token holds as text.
+
+    Raises:
+        InvalidError: It is none that a database could have given.
+    """
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_ROW_NUMBER))
+    number = int(text) if is_number else 0
+    if not 0 < number <= _MAX_ROW_NUMBER:
+        raise InvalidError("this is not a token of this list", field="page_token")
+    return number
 
 
 def _digest_of(request: Message) -> str:

@@ -16,6 +16,8 @@ from controlplane.store.tables import SubjectLimits
 
 # Of a resource, or of an address: a digest, behind the name of the tier whose callers it counts there.
 _ID: Final = re.compile(r"[a-z0-9]{12}|(?:[a-z0-9_.-]{1,16}-)?[0-9a-f]{16}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{16}")
+_ADDRESSES_AT_ONCE: Final = 1_000
 _WORDS: Final = {kind.name.lower(): kind for kind in SubjectKind}
 
 Subject = tuple[int, str]
@@ -70,18 +72,35 @@ async def _names(rows: Repositories, kind: int, subject_ids: set[str]) -> dict[s
             keys = await rows.api_keys.by_ids(list(subject_ids))
             return {row.id: row.name for row in keys.values()}
         case SubjectKind.IP:
-            return await _addresses(rows)
+            return await _addresses(rows, subject_ids)
         case _:
             return {}
 
 
-async def _addresses(rows: Repositories) -> dict[str, str]:
-    """Return the addresses that have limits of their own by digest; of others nobody here knows what the digest is of."""
+async def _addresses(rows: Repositories, subject_ids: set[str]) -> dict[str, str]:
+    """Return by digest those of the addresses asked for that have limits of their own; of others nobody knows them here.
+
+    No digest can be looked up, so addresses are read and digested a part at a time, until each was found. Behind the name
+    of a tier nobody has limits of his own: for these alone nothing is read.
+    """
+    wanted = {subject_id for subject_id in subject_ids if _DIGEST.fullmatch(subject_id)}
+    if not wanted:
+        return {}
     statement = select(SubjectLimits.subject_id).where(
         col(SubjectLimits.subject_kind) == int(SubjectKind.IP)
     )
-    found = (await rows.session.exec(statement)).all()
-    return {address_subject_id(address): address for address in found}
+    found: dict[str, str] = {}
+    connection = await rows.session.connection()
+    options = {"yield_per": _ADDRESSES_AT_ONCE, "max_row_buffer": _ADDRESSES_AT_ONCE}
+    async with connection.stream(statement, execution_options=options) as addresses:
+        async for part in addresses.scalars().partitions():
+            for address in part:
+                digest = address_subject_id(address)
+                if digest in wanted:
+                    found[digest] = address
+            if len(found) == len(wanted):
+                break
+    return found
 
 
 def _text(kind: int, name: str) -> str:

@@ -15,7 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.common.v1 import rates_pb2
 from tollkeeper.usage.v1 import usage_service_pb2 as pb
 
-from controlplane.store.ledger import UsageState
+from controlplane.domain.usage import UsageState
 from controlplane.store.tables import UsageRow
 
 # Amounts stay exact in a double, and in JSON.

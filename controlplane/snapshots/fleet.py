@@ -207,6 +207,7 @@ class Fleet:
     ) -> tuple[str, pb.CounterReport]:
         """Have the live node that maintains the counters do a task; return its id and its report.
 
+        Only nodes on this control plane's streams can be asked.
         By their last heartbeats; of several, the one that was heard last. Cancellation ends the wait, and a task that was
         not sent yet is not sent any more.
 
@@ -218,7 +219,10 @@ class Fleet:
         live = (each for each in self._watchers.values() if each.is_live(now_s))
         maintainers = [each for each in live if each.maintains_counters]
         if not maintainers:
-            raise LimitsUnavailableError("no connected data plane maintains the counters")
+            raise LimitsUnavailableError(
+                "no data plane that is connected to this control plane maintains the counters: "
+                "where there are several control planes, ask another one"
+            )
         watcher = max(maintainers, key=lambda each: each.heard_at_s)
         return watcher.node_id, await self._counter_tasks.run(watcher, kind, deadline_s)
 

@@ -30,7 +30,7 @@ async def note_act(tx: Transaction, resource: str, request: dict[str, Any]) -> N
     """Keep that somebody does what changes no configuration; it carries the newest revision and takes none.
 
     Args:
-        tx: Changes nothing else.
+        tx: Changes no configuration.
         resource: What it is about.
         request: The request as JSON, without secrets.
     """

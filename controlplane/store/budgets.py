@@ -100,7 +100,10 @@ async def time_zones_of(session: AsyncSession, subjects: Iterable[Subject]) -> d
 
 
 async def defaults_of(rows: Repositories, subject: Subject) -> tuple[Limit, ...]:
-    """Return what a subject has without limits of its own: the service's, or those of its tier. Of a unit and window the last counts."""
+    """Return what a subject has without limits of its own: the service's, or those of its tier. Of a unit and window the last counts.
+
+    Of a user by the user's own tier: calls by a key or device that has another one are held to what that one sets for users.
+    """
     kind, subject_id = subject
     match kind:
         case SubjectKind.GLOBAL:

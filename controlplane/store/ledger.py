@@ -13,7 +13,7 @@ ledger, then of users' days, then of subjects' totals, so that no two batches wa
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 from typing import Any, Final
 
 import sqlalchemy
@@ -24,6 +24,7 @@ from sqlalchemy.orm import defer
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from controlplane.domain.usage import UsageState
 from controlplane.store import usage_totals, user_days
 from controlplane.store.tables import UsageRow
 from controlplane.store.user_days import Row, UsageTotals
@@ -31,14 +32,6 @@ from controlplane.store.user_days import Row, UsageTotals
 MAX_GROUPS: Final = 10_000
 
 LEDGER: Final[Table] = UsageRow.metadata.tables["usage_ledger"]
-
-
-class UsageState(IntEnum):
-    """How a request ended; the numbers are those of the contract's enum."""
-
-    SETTLED = 1
-    RELEASED = 2
-    ABANDONED = 3
 
 
 class UsageGroup(StrEnum):

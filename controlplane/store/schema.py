@@ -1,6 +1,7 @@
 """The schema's version: bring a database up to it, or ask where it stands.
 
-Steps only go forward. Each one leaves a schema on which the code before it still runs, so planes may be upgraded first.
+Steps only go forward. Control planes of the version before are stopped first: they may not know of everything that a
+change has to move with it on the new schema. Data planes know nothing of it and go on.
 """
 
 from pathlib import Path

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from controlplane.domain.counters import TOTAL_PERIOD, UNITS, WINDOWS, layer_name
 from controlplane.domain.limits import LimitUnit
 from controlplane.domain.names import SubjectKind
+from controlplane.domain.usage import UsageState
 from controlplane.store.tables import UsageTotal
 
 TOTALS: Final[Table] = UsageTotal.metadata.tables["usage_totals"]
@@ -41,12 +42,17 @@ LEDGER_COLUMNS: Final = (
 )
 """The columns of a row of the ledger that its sums depend on."""
 
-_ABANDONED: Final = 3
+# A plain number, as those of subjects below.
+_ABANDONED: Final = int(UsageState.ABANDONED)
 _MONTH_DIGITS: Final = 6
+# More than a batch of records moves. Of a recount they go in parts, so that others of this process get their turn.
+_SUMS_AT_ONCE: Final = 5_000
 
 Row = Mapping[str, Any]  # Any: a value of any column
 # Plain numbers: those of an enum are hashed in Python, tens of thousands of times in a batch.
 _Key = tuple[str, int, str, int]
+Moves = defaultdict[_Key, list[int]]
+"""By how much sums move: requests, tokens and nano-USD, by period, subject kind, subject id and reset generation."""
 
 _GLOBAL, _IP = int(SubjectKind.GLOBAL), int(SubjectKind.IP)
 _OF_ORGANIZATIONS: Final = (
@@ -104,20 +110,35 @@ async def move(connection: AsyncConnection, *, added: Iterable[Row], taken: Iter
         added: Rows that count from now on; none is `released`. They have the `LEDGER_COLUMNS`.
         taken: What counted before and does not any more.
     """
-    moves = _moves(added, taken)
-    if not moves:
-        return
+    moves = no_moves()
+    add_up(moves, added)
+    add_up(moves, taken, sign=-1)
+    await apply(connection, moves)
+
+
+def no_moves() -> Moves:
+    """Return what moves nothing yet."""
+    return defaultdict(lambda: [0, 0, 0])
+
+
+async def apply(connection: AsyncConnection, moves: Moves) -> None:
+    """Move each sum by what `moves` says."""
     # In one order everywhere, so that two batches cannot wait for each other; what all of them share comes last, so
     # that one which waits for another has done its own work by then.
-    rows = [(*key, *moves[key]) for key in sorted(moves, key=lambda key: (key[1] in _SHARED, key))]
-    if connection.dialect.name == "postgresql":
-        # One statement of seven lists: thousands of statements, even sent together, take ten times as long.
-        values = dict(zip(Sum._fields, map(list, zip(*rows, strict=True)), strict=True))
-        await connection.execute(_POSTGRESQL_UPSERT, values)
-    else:
-        await connection.execute(
-            _SQLITE_UPSERT, [dict(zip(Sum._fields, row, strict=True)) for row in rows]
-        )
+    keys = sorted(
+        (key for key, amounts in moves.items() if any(amounts)),
+        key=lambda key: (key[1] in _SHARED, key),
+    )
+    for start in range(0, len(keys), _SUMS_AT_ONCE):
+        rows = [(*key, *moves[key]) for key in keys[start : start + _SUMS_AT_ONCE]]
+        if connection.dialect.name == "postgresql":
+            # One statement of seven lists: thousands of statements, even sent together, take ten times as long.
+            values = dict(zip(Sum._fields, map(list, zip(*rows, strict=True)), strict=True))
+            await connection.execute(_POSTGRESQL_UPSERT, values)
+        else:
+            await connection.execute(
+                _SQLITE_UPSERT, [dict(zip(Sum._fields, row, strict=True)) for row in rows]
+            )
 
 
 def _upsert(insert: Any) -> Any:  # Any: the two dialects share no type of Insert
@@ -139,25 +160,26 @@ _POSTGRESQL_UPSERT: Final = _upsert(
 )
 
 
-def _moves(added: Iterable[Row], taken: Iterable[Row]) -> dict[_Key, list[int]]:
-    """Return by how much each sum moves; those that do not move are left out."""
-    sums: dict[_Key, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for rows, sign in ((added, 1), (taken, -1)):
-        for row in rows:
-            amounts = (sign, sign * _tokens_of(row), sign * row["charged_nanousd"])
-            raised = _raised_generations(row["generations"])
-            for kind, subject_id, periods in _counted_by(row):
-                for window, period_id in enumerate(periods):
-                    if not period_id:
-                        continue
-                    generations = raised.get((kind, window), _FIRST_GENERATIONS)
-                    for index, generation in enumerate(generations):
-                        key = period_id, kind, subject_id, generation
-                        sums[key][index] += amounts[index]
-    return {key: amounts for key, amounts in sums.items() if any(amounts)}
-
-
-_FIRST_GENERATIONS: Final = [0, 0, 0]
+def add_up(moves: Moves, rows: Iterable[Row], sign: int = 1) -> None:
+    """Add to `moves` by how much rows of the ledger move each sum; with -1, by how much it moves when they go."""
+    for row in rows:
+        amounts = (sign, sign * _tokens_of(row), sign * row["charged_nanousd"])
+        requests, tokens, money = amounts
+        raised = _raised_generations(row["generations"])
+        for kind, subject_id, periods in _counted_by(row):
+            for window, period_id in enumerate(periods):
+                if not period_id:
+                    continue
+                generations = raised.get((kind, window))
+                if generations is None:
+                    # As a rule: all three in one look-up.
+                    sums = moves[period_id, kind, subject_id, 0]
+                    sums[0] += requests
+                    sums[1] += tokens
+                    sums[2] += money
+                    continue
+                for index, generation in enumerate(generations):
+                    moves[period_id, kind, subject_id, generation][index] += amounts[index]
 
 
 def _tokens_of(row: Row) -> int:

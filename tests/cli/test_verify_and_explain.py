@@ -6,7 +6,11 @@ from typing import Any
 
 import grpc
 import pytest
-from tollkeeper.admin.v1.operations_service_pb2 import CounterVerification, NamedDifference
+from tollkeeper.admin.v1.operations_service_pb2 import (
+    CounterVerification,
+    NamedDifference,
+    RecountUsageResponse,
+)
 from tollkeeper.admin.v1.usage_service_pb2 import ListRequestsResponse
 from tollkeeper.common.v1.limits_pb2 import (
     Counter,
@@ -25,6 +29,7 @@ from tollkeeper.usage.v1.usage_service_pb2 import (
 )
 
 from controlplane.cli.explanation import document, reasons
+from controlplane.rpc.operations import RECOUNT_DEADLINE_S
 from tests.cli.conftest import Run
 from tests.cli.scripted import Refusal, ScriptedControlPlane
 from tests.cli.test_usage import full_record
@@ -108,6 +113,7 @@ def test_a_verification_in_json_is_one_object(
         "node_id": "n1",
         "compared": 120,
         "differing": 1,
+        "recounted_requests": None,
         "differences": [
             {
                 "subject": "user:acme/alice",
@@ -159,6 +165,40 @@ def test_a_repair_fails_when_something_may_be_left(
     assert result.stdout.splitlines()[-1] == sentence
     listed = len(found.differences)
     assert ("are listed" in result.stderr) is (found.differing > listed)
+
+
+@pytest.mark.parametrize("flags", [(), ("--repair",)])
+def test_a_recount_comes_before_the_comparison(
+    run: Run, control_plane: ScriptedControlPlane, flags: tuple[str, ...]
+) -> None:
+    control_plane.will_answer("RecountUsage", RecountUsageResponse(requests=70))
+    control_plane.will_answer("VerifyCounters", verification())
+
+    result = run("verify", "--recount", *flags, "-o", "json")
+
+    recount, comparison = control_plane.asked
+    assert (recount.rpc, comparison.rpc) == ("RecountUsage", "VerifyCounters")
+    assert comparison.request.repair is bool(flags)
+    # A large ledger takes minutes; the control plane gives up first.
+    assert recount.remaining_s > RECOUNT_DEADLINE_S
+    assert (result.exit_code, result.stderr) == (0, "The sums of 70 requests were recounted.\n")
+    assert json.loads(result.stdout)["recounted_requests"] == 70
+
+
+def test_a_recount_is_told_of_although_nobody_can_compare(
+    run: Run, control_plane: ScriptedControlPlane
+) -> None:
+    control_plane.will_answer("RecountUsage", RecountUsageResponse(requests=70))
+    control_plane.will_answer(
+        "VerifyCounters", Refusal(grpc.StatusCode.UNAVAILABLE, "nobody", "LIMITS_UNAVAILABLE")
+    )
+
+    result = run("verify", "--recount")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "The sums of 70 requests were recounted.\nrefused: limits_unavailable: nobody\n"
+    )
 
 
 def test_a_verification_that_nobody_can_make_is_refused_with_its_reason(
@@ -301,6 +341,31 @@ def test_people_read_who_then_the_layers_then_the_price_then_why(
     ]
     assert [line for line in shown if line in ordered] == ordered
     assert "cache_write_5m_usd_per_million" not in " ".join(shown)
+
+
+def test_what_a_shadow_that_was_short_had_left_before_is_not_known(
+    run: Run, run_json: RunJson, control_plane: ScriptedControlPlane
+) -> None:
+    record = explained_record()
+    record.layers.CopyFrom(
+        TriedLayers(
+            names=["user_requests_per_day", "user_spend_per_month", "key_spend_total"],
+            capacities=[50, 2_000_000_000, 3_000_000_000],
+            reserved=[1, 1_000_000_000, 1_000_000_000],
+            remaining=[0, 0, 0],
+            shadow=[0, 1],
+        )
+    )
+    page = ListRequestsResponse(requests=[record])
+    control_plane.will_answer("ListRequests", page, page)
+
+    shown = [" ".join(line.split()) for line in run("explain", "r").stdout.splitlines()]
+    layers = run_json("explain", "r")["layers"]
+
+    assert [each["remaining_before"] for each in layers] == [None, None, 1_000_000_000]
+    assert "user_requests_per_day 50 1 - 0 no yes 2" in shown
+    assert "user_spend_per_month 2.00 USD 1.00 USD - 0.00 USD no yes 0" in shown
+    assert "key_spend_total 3.00 USD 1.00 USD 1.00 USD 0.00 USD no no 0" in shown
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -10,6 +11,7 @@ from tollkeeper.admin.v1 import organization_service_pb2 as organization_pb
 from tollkeeper.admin.v1 import provider_service_pb2 as provider_pb
 from tollkeeper.admin.v1 import user_service_pb2 as user_pb
 
+from controlplane.rpc.pages import Page, page_of
 from controlplane.store.database import Store
 from controlplane.store.tables import AuditEntry
 from tests.rpc.admin_api import AdminApi, mask, refused
@@ -159,6 +161,20 @@ async def test_a_token_of_another_question_is_refused(api: AdminApi) -> None:
     for token in (page.next_page_token, "nonsense"):
         refusal = await refused(listed(api, page_token=token, actor="bootstrap"))
         assert refusal.fields == ["page_token"]
+
+
+async def test_a_token_with_a_number_that_no_entry_has_is_refused(api: AdminApi) -> None:
+    for entry_id in ("9" * 40, "0" * 20 + "9" * 20, "-1"):
+        digest = page_of(pb.ListAuditEntriesRequest()).list_digest
+        last = SimpleNamespace(id=entry_id)
+        token = Page(1, (), digest).next_token([last, last], "id")
+
+        refusal = await refused(listed(api, page_token=token))
+
+        assert (refusal.code, refusal.fields) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            ["page_token"],
+        )
 
 
 async def test_an_entry_from_before_changes_were_kept_is_shown_without(

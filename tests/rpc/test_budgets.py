@@ -1,10 +1,12 @@
 """Budgets against the ledger, and when they were used to 80 and 100 percent."""
 
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
+from sqlalchemy import event as sqlalchemy_event
 from tollkeeper.admin.v1 import budget_service_pb2 as pb
 from tollkeeper.admin.v1 import organization_service_pb2 as organization_pb
 from tollkeeper.admin.v1 import user_service_pb2 as user_pb
@@ -16,11 +18,14 @@ from controlplane.domain.limits import Limit, LimitUnit, LimitWindow
 from controlplane.domain.names import parse_subject
 from controlplane.domain.service import ServiceDefaults
 from controlplane.domain.subject_limits import CounterReset, SubjectLimitSet, TemporaryLimit
+from controlplane.rpc import subject_names
 from controlplane.rpc.limits import subject_id_of
+from controlplane.rpc.pages import Page, page_of
 from controlplane.rpc.usage_budget_events import rows_from_budget_events
 from controlplane.rpc.usage_records import row_from_record
 from controlplane.store import budget_events, ledger
 from controlplane.store.database import Store
+from controlplane.store.repositories import Repositories
 from controlplane.store.service import apply_service_settings
 from controlplane.store.subject_limits import limits_to_json, put_limit_set
 from controlplane.store.tables import ApiKey, Device, Router
@@ -341,3 +346,53 @@ async def test_a_page_token_of_others_is_refused(api: AdminApi, store: Store) ->
         question = pb.ListBudgetEventsRequest(page_token=token)
         refusal = await refused(api.budgets.ListBudgetEvents(question))
         assert refusal.fields == ["page_token"]
+
+
+@pytest.mark.parametrize(
+    "event_id",
+    ["9" * 40, "0" * 20 + "9" * 20, "9" * 5_000, str(2**63), "0", "-1", "1.5", "\N{DIGIT ONE}\0"],
+)
+async def test_a_page_token_with_a_number_that_no_event_has_is_refused(
+    api: AdminApi, event_id: str
+) -> None:
+    question = pb.ListBudgetEventsRequest()
+    last = SimpleNamespace(reached_at=NOW.isoformat(), id=event_id)
+    question.page_token = Page(1, (), page_of(question).list_digest).next_token(
+        [last, last], "reached_at", "id"
+    )
+
+    refusal = await refused(api.budgets.ListBudgetEvents(question))
+
+    assert (refusal.code, refusal.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["page_token"])
+
+
+async def test_addresses_of_events_are_found_among_many_and_only_read_where_they_can_be(
+    api: AdminApi, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subject_names, "_ADDRESSES_AT_ONCE", 2)
+    addresses = [f"203.0.113.{n}" for n in range(7)]
+    for address in addresses:
+        await put(store, f"ip:{address}", limits=(budget(DAY, 9),))
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        statements.append(statement)
+
+    sqlalchemy_event.listen(store.engine.sync_engine, "before_cursor_execute", note)
+
+    async def names(*subject_ids: str) -> list[str]:
+        statements.clear()
+        async with store.reading() as session:
+            subjects = [(6, subject_id) for subject_id in subject_ids]
+            found = await subject_names.names_of(Repositories(session), subjects)
+        return [found[subject] for subject in subjects]
+
+    digests = [address_subject_id(address) for address in addresses]
+    assert await names(*digests) == [f"ip:{address}" for address in addresses]
+    assert await names(digests[3], "00ff00ff00ff00ff") == [
+        f"ip:{addresses[3]}",
+        "ip:00ff00ff00ff00ff",
+    ]
+    assert any("subject_limits" in each for each in statements)
+    assert await names(f"free-{digests[0]}") == [f"ip:free-{digests[0]}"]
+    assert statements == []

@@ -1,11 +1,13 @@
 """The pause of the whole service, and work on the counters that data planes do."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import grpc
 import pytest
 from grpc import aio
+from sqlmodel.ext.asyncio.session import AsyncSession
 from tollkeeper.admin.v1 import administrator_service_pb2 as administrator_pb
 from tollkeeper.admin.v1 import audit_service_pb2 as audit_pb
 from tollkeeper.admin.v1 import operations_service_pb2 as pb
@@ -17,8 +19,13 @@ from tollkeeper.config.v1 import config_service_pb2, resources_pb2
 from controlplane.domain.errors import DeadlineError, DomainError, LimitsUnavailableError
 from controlplane.rpc.admin_services import interceptors
 from controlplane.rpc.operations import COUNTER_TASK_DEADLINE_S
+from controlplane.rpc.usage_records import row_from_record
 from controlplane.snapshots.publisher import Publisher
+from controlplane.store import ledger
 from controlplane.store.database import Store
+from controlplane.store.usage_totals import TOTALS
+from tests.ledger.test_ledger import record
+from tests.ledger.test_usage_totals import kept_sums, ledger_sums
 from tests.rpc.admin_api import NODE_TOKEN, OWNER_TOKEN, AdminApi, listening, refused
 from tests.rpc.test_operations import Clock, fleet, servicer, status
 
@@ -161,16 +168,15 @@ async def test_what_is_asked_for_is_in_the_audit_log_and_takes_no_revision(
 ) -> None:
     standing = await api.create_organization("acme")
 
-    await stub.VerifyCounters(pb.VerifyCountersRequest())
     await stub.VerifyCounters(pb.VerifyCountersRequest(repair=True))
     reset = await stub.ResetLimiterClock(pb.ResetLimiterClockRequest())
 
     assert reset.node_id == "node-7"
-    assert desk.asked == [(kind, COUNTER_TASK_DEADLINE_S) for kind in (VERIFY, REPAIR, RESET_CLOCK)]
-    repaired, verified = await entries(api, "VerifyCounters")
+    assert desk.asked == [(kind, COUNTER_TASK_DEADLINE_S) for kind in (REPAIR, RESET_CLOCK)]
+    (repaired,) = await entries(api, "VerifyCounters")
     (reset_entry,) = await entries(api, "ResetLimiterClock")
-    assert [dict(each.request) for each in (repaired, verified)] == [{"repair": True}, {}]
-    assert {each.revision for each in (repaired, verified, reset_entry)} == {standing.revision}
+    assert dict(repaired.request) == {"repair": True}
+    assert {each.revision for each in (repaired, reset_entry)} == {standing.revision}
     assert (reset_entry.actor, reset_entry.resource) == ("bootstrap", "counters")
 
 
@@ -208,21 +214,94 @@ async def test_a_data_plane_says_why_it_could_not_do_it(
     assert refusal.message == "data plane node-7: Redis does not answer"
 
 
-async def test_who_may_only_read_pauses_nothing(operations: str, api: AdminApi) -> None:
+async def administrator(
+    api: AdminApi, address: str, role: administrator_pb.Role.ValueType
+) -> AdminApi:
+    """A client of somebody new who has a role."""
     made = await api.administrators.CreateAdministrator(
         administrator_pb.CreateAdministratorRequest(
-            administrator=administrator_pb.Administrator(
-                name="bea", role=administrator_pb.ROLE_BILLING
-            )
+            administrator=administrator_pb.Administrator(name="bea", role=role)
         )
     )
-    bea = AdminApi(operations, made.token)
+    return AdminApi(address, made.token)
+
+
+@pytest.mark.parametrize("role", [administrator_pb.ROLE_AUDITOR, administrator_pb.ROLE_BILLING])
+async def test_who_may_only_read_compares_counters_and_changes_nothing(
+    operations: str, api: AdminApi, desk: ScriptedDesk, role: administrator_pb.Role.ValueType
+) -> None:
+    bea = await administrator(api, operations, role)
     own = pb_grpc.OperationsServiceStub(bea.channel)
 
+    assert (await own.VerifyCounters(pb.VerifyCountersRequest())).node_id == "node-7"
+
     for call in (
+        own.VerifyCounters(pb.VerifyCountersRequest(repair=True)),
+        own.RecountUsage(pb.RecountUsageRequest()),
         own.PauseService(pb.PauseServiceRequest()),
-        own.VerifyCounters(pb.VerifyCountersRequest()),
         own.ResetLimiterClock(pb.ResetLimiterClockRequest()),
     ):
         assert (await refused(call)).reason == "PERMISSION_DENIED"
+    assert [kind for kind, _ in desk.asked] == [VERIFY]
+    # Reading leaves no trace, and neither does what was refused.
+    assert await entries(api, "VerifyCounters") == []
     await bea.channel.close()
+
+
+async def test_who_may_write_operations_compares_and_repairs(
+    operations: str, api: AdminApi, desk: ScriptedDesk
+) -> None:
+    bea = await administrator(api, operations, administrator_pb.ROLE_OPERATOR)
+    own = pb_grpc.OperationsServiceStub(bea.channel)
+
+    await own.VerifyCounters(pb.VerifyCountersRequest())
+    await own.VerifyCounters(pb.VerifyCountersRequest(repair=True))
+
+    assert [kind for kind, _ in desk.asked] == [VERIFY, REPAIR]
+    (entry,) = await entries(api, "VerifyCounters")
+    assert entry.actor == "bea"
+    await bea.channel.close()
+
+
+async def test_the_sums_of_the_ledger_are_recounted_and_the_audit_log_has_it(
+    stub: "pb_grpc.OperationsServiceAsyncStub", api: AdminApi, store: Store, desk: ScriptedDesk
+) -> None:
+    standing = await api.create_organization("acme")
+    async with store.ledger() as session:
+        await ledger.record(session, [row_from_record(record(n, user_id="u")) for n in range(3)])
+        await (await session.connection()).execute(TOTALS.delete())
+
+    done = await stub.RecountUsage(pb.RecountUsageRequest())
+
+    assert done.requests == 3
+    assert await kept_sums(store) == await ledger_sums(store) != {}
+    assert desk.asked == []
+    (entry,) = await entries(api, "RecountUsage")
+    assert (entry.actor, entry.resource, entry.revision) == (
+        "bootstrap",
+        "usage",
+        standing.revision,
+    )
+
+
+async def test_a_ledger_that_takes_too_long_is_not_recounted(
+    stub: "pb_grpc.OperationsServiceAsyncStub",
+    api: AdminApi,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def endless(session: AsyncSession) -> int:
+        await (await session.connection()).execute(TOTALS.delete())
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    async with store.ledger() as session:
+        await ledger.record(session, [row_from_record(record(1))])
+    monkeypatch.setattr("controlplane.rpc.operations.recount", endless)
+    monkeypatch.setattr("controlplane.rpc.operations.RECOUNT_DEADLINE_S", 0.2)
+
+    refusal = await refused(stub.RecountUsage(pb.RecountUsageRequest()))
+
+    assert refusal.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert await kept_sums(store) == await ledger_sums(store) != {}
+    assert await entries(api, "RecountUsage") == []

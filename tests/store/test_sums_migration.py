@@ -15,6 +15,7 @@ from controlplane.store import ledger as ledger_store
 from controlplane.store import schema
 from controlplane.store.database import Store, open_engine
 from controlplane.store.ledger import LEDGER
+from controlplane.store.recounting import recount
 from controlplane.store.tables import SubjectLimits
 from tests.ledger.test_ledger import BEGIN, record, timestamp
 from tests.ledger.test_usage_totals import kept_sums, ledger_sums, random_record
@@ -83,7 +84,9 @@ async def test_the_sums_begin_as_what_the_ledger_adds_up_to(empty_database_url: 
     await store.close()
 
 
-async def test_the_code_before_still_inserts_records_and_limits(empty_database_url: str) -> None:
+async def test_what_the_code_before_wrote_after_all_is_kept_and_recounted(
+    empty_database_url: str,
+) -> None:
     limits = SubjectLimits.metadata.tables["subject_limits"]
 
     def row(name: str) -> dict[str, Any]:
@@ -105,6 +108,10 @@ async def test_the_code_before_still_inserts_records_and_limits(empty_database_u
     await insert_as_before(empty_database_url, [record(1)])
 
     store = Store(empty_database_url)
+    assert await kept_sums(store) == {}
+    async with store.ledger() as session:
+        assert await recount(session) == 1
+    assert await kept_sums(store) == await ledger_sums(store) != {}
     async with store.reading() as session:
         for row_id in ("user:u", "user:v"):
             found = await session.get_one(SubjectLimits, row_id)

@@ -22,8 +22,11 @@ def _text(length: int | None = None) -> sa.String:
 
 
 def upgrade() -> None:
-    """Make the new tables and columns; the code before this step runs on them too."""
-    # A default of the database: the code before inserts keys without a tier.
+    """Make the new tables and columns, and fill the sums by day.
+
+    The code before this step must not run on them: it would insert rows of the ledger that no sum knows.
+    """
+    # A default of the database: the keys that are there get it.
     op.add_column(
         "api_keys", sa.Column("tier", _text(16), nullable=False, server_default=sa.text("''"))
     )

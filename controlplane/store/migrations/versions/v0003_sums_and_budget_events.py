@@ -37,7 +37,11 @@ def _text(length: int | None = None) -> sa.String:
 
 
 def upgrade() -> None:
-    """Make the new tables and columns, and fill the sums; the code before this step runs on them too."""
+    """Make the new tables and columns, and fill the sums.
+
+    The code before this step must not run on them: it would insert rows of the ledger that no sum knows. Where it did,
+    `tollkeeper verify --recount` makes the sums anew.
+    """
     _ledger_columns()
     _limits()
     _budget_events()
@@ -45,7 +49,7 @@ def upgrade() -> None:
 
 
 def _ledger_columns() -> None:
-    # Defaults of the database: the code before inserts rows without them.
+    # Defaults of the database: the rows that are there get them, and none is lost that the code before still inserts.
     empty = sa.text("'[]'")
     for column in (
         sa.Column("rates", _JSON, nullable=True),

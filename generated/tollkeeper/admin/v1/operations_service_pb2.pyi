@@ -185,6 +185,45 @@ class NamedDifference(_message.Message):
 Global___NamedDifference: _TypeAlias = NamedDifference  # noqa: Y015
 
 @_typing.final
+class RecountUsageRequest(_message.Message):
+    """RecountUsageRequest asks for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecountUsageRequest: _TypeAlias = RecountUsageRequest  # noqa: Y015
+
+@_typing.final
+class RecountUsageResponse(_message.Message):
+    """RecountUsageResponse says that it was done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    requests: _builtins.int
+    """How many requests of the ledger count: all but those that were released."""
+    def __init__(
+        self,
+        *,
+        requests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecountUsageResponse: _TypeAlias = RecountUsageResponse  # noqa: Y015
+
+@_typing.final
 class ResetLimiterClockRequest(_message.Message):
     """ResetLimiterClockRequest asks for it."""
 

@@ -55,6 +55,11 @@ class OperationsServiceStub:
                 request_serializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.VerifyCountersRequest.SerializeToString,
                 response_deserializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.CounterVerification.FromString,
                 _registered_method=True)
+        self.RecountUsage = channel.unary_unary(
+                '/tollkeeper.admin.v1.OperationsService/RecountUsage',
+                request_serializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.RecountUsageRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.RecountUsageResponse.FromString,
+                _registered_method=True)
         self.ResetLimiterClock = channel.unary_unary(
                 '/tollkeeper.admin.v1.OperationsService/ResetLimiterClock',
                 request_serializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.ResetLimiterClockRequest.SerializeToString,
@@ -91,15 +96,29 @@ class OperationsServiceServicer:
         """VerifyCounters has the data plane that maintains the counters compare each of them with the ledger. Where traffic goes
         on, a counter is ahead of the ledger by what is on its way to it: two readings that agree are told apart from that.
 
-        UNAVAILABLE when no data plane that is connected here maintains them; DEADLINE_EXCEEDED when it did not answer within
-        60 s. With `repair` it needs permission to write.
+        UNAVAILABLE when no data plane that is connected to this control plane maintains them: another control plane may be
+        the one to ask. DEADLINE_EXCEEDED when it did not answer within 60 s.
+
+        With `repair` it needs `operations.write`, and the audit log has it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecountUsage(self, request, context):
+        """RecountUsage sets the sums that are kept beside the ledger, by subject and period and by user and day, to what its rows
+        add up to. That is what they are, unless a control plane of an older version wrote to the ledger after an upgrade.
+
+        Nothing is written to the ledger meanwhile, and on SQLite nothing else either: data planes keep what they have to
+        report, and administrators are refused. DEADLINE_EXCEEDED after 30 min; nothing has changed then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResetLimiterClock(self, request, context):
-        """ResetLimiterClock lets the limiter's time go back to the clock of Redis, after that clock was far ahead for a while.
+        """ResetLimiterClock lets the limiter's time go back to the clock of Redis, after that clock was far ahead for a while. It
+        needs the same data plane as VerifyCounters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,6 +146,11 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     servicer.VerifyCounters,
                     request_deserializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.VerifyCountersRequest.FromString,
                     response_serializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.CounterVerification.SerializeToString,
+            ),
+            'RecountUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecountUsage,
+                    request_deserializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.RecountUsageRequest.FromString,
+                    response_serializer=tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.RecountUsageResponse.SerializeToString,
             ),
             'ResetLimiterClock': grpc.unary_unary_rpc_method_handler(
                     servicer.ResetLimiterClock,
@@ -243,6 +267,33 @@ class OperationsService:
             '/tollkeeper.admin.v1.OperationsService/VerifyCounters',
             tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.VerifyCountersRequest.SerializeToString,
             tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.CounterVerification.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecountUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.admin.v1.OperationsService/RecountUsage',
+            tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.RecountUsageRequest.SerializeToString,
+            tollkeeper_dot_admin_dot_v1_dot_operations__service__pb2.RecountUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,11 +43,22 @@ class OperationsServiceStub:
     """VerifyCounters has the data plane that maintains the counters compare each of them with the ledger. Where traffic goes
     on, a counter is ahead of the ledger by what is on its way to it: two readings that agree are told apart from that.
 
-    UNAVAILABLE when no data plane that is connected here maintains them; DEADLINE_EXCEEDED when it did not answer within
-    60 s. With `repair` it needs permission to write.
+    UNAVAILABLE when no data plane that is connected to this control plane maintains them: another control plane may be
+    the one to ask. DEADLINE_EXCEEDED when it did not answer within 60 s.
+
+    With `repair` it needs `operations.write`, and the audit log has it.
+    """
+    RecountUsage: _grpc.UnaryUnaryMultiCallable[_operations_service_pb2.RecountUsageRequest, _operations_service_pb2.RecountUsageResponse]
+    """RecountUsage sets the sums that are kept beside the ledger, by subject and period and by user and day, to what its rows
+    add up to. That is what they are, unless a control plane of an older version wrote to the ledger after an upgrade.
+
+    Nothing is written to the ledger meanwhile, and on SQLite nothing else either: data planes keep what they have to
+    report, and administrators are refused. DEADLINE_EXCEEDED after 30 min; nothing has changed then.
     """
     ResetLimiterClock: _grpc.UnaryUnaryMultiCallable[_operations_service_pb2.ResetLimiterClockRequest, _operations_service_pb2.ResetLimiterClockResponse]
-    """ResetLimiterClock lets the limiter's time go back to the clock of Redis, after that clock was far ahead for a while."""
+    """ResetLimiterClock lets the limiter's time go back to the clock of Redis, after that clock was far ahead for a while. It
+    needs the same data plane as VerifyCounters.
+    """
 
 @_typing.type_check_only
 class OperationsServiceAsyncStub(OperationsServiceStub):
@@ -64,11 +75,22 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     """VerifyCounters has the data plane that maintains the counters compare each of them with the ledger. Where traffic goes
     on, a counter is ahead of the ledger by what is on its way to it: two readings that agree are told apart from that.
 
-    UNAVAILABLE when no data plane that is connected here maintains them; DEADLINE_EXCEEDED when it did not answer within
-    60 s. With `repair` it needs permission to write.
+    UNAVAILABLE when no data plane that is connected to this control plane maintains them: another control plane may be
+    the one to ask. DEADLINE_EXCEEDED when it did not answer within 60 s.
+
+    With `repair` it needs `operations.write`, and the audit log has it.
+    """
+    RecountUsage: _aio.UnaryUnaryMultiCallable[_operations_service_pb2.RecountUsageRequest, _operations_service_pb2.RecountUsageResponse]  # type: ignore[assignment]
+    """RecountUsage sets the sums that are kept beside the ledger, by subject and period and by user and day, to what its rows
+    add up to. That is what they are, unless a control plane of an older version wrote to the ledger after an upgrade.
+
+    Nothing is written to the ledger meanwhile, and on SQLite nothing else either: data planes keep what they have to
+    report, and administrators are refused. DEADLINE_EXCEEDED after 30 min; nothing has changed then.
     """
     ResetLimiterClock: _aio.UnaryUnaryMultiCallable[_operations_service_pb2.ResetLimiterClockRequest, _operations_service_pb2.ResetLimiterClockResponse]  # type: ignore[assignment]
-    """ResetLimiterClock lets the limiter's time go back to the clock of Redis, after that clock was far ahead for a while."""
+    """ResetLimiterClock lets the limiter's time go back to the clock of Redis, after that clock was far ahead for a while. It
+    needs the same data plane as VerifyCounters.
+    """
 
 class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
     """OperationsService shows how the service is."""
@@ -106,8 +128,23 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         """VerifyCounters has the data plane that maintains the counters compare each of them with the ledger. Where traffic goes
         on, a counter is ahead of the ledger by what is on its way to it: two readings that agree are told apart from that.
 
-        UNAVAILABLE when no data plane that is connected here maintains them; DEADLINE_EXCEEDED when it did not answer within
-        60 s. With `repair` it needs permission to write.
+        UNAVAILABLE when no data plane that is connected to this control plane maintains them: another control plane may be
+        the one to ask. DEADLINE_EXCEEDED when it did not answer within 60 s.
+
+        With `repair` it needs `operations.write`, and the audit log has it.
+        """
+
+    @_abc_1.abstractmethod
+    def RecountUsage(
+        self,
+        request: _operations_service_pb2.RecountUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_service_pb2.RecountUsageResponse, _abc.Awaitable[_operations_service_pb2.RecountUsageResponse]]:
+        """RecountUsage sets the sums that are kept beside the ledger, by subject and period and by user and day, to what its rows
+        add up to. That is what they are, unless a control plane of an older version wrote to the ledger after an upgrade.
+
+        Nothing is written to the ledger meanwhile, and on SQLite nothing else either: data planes keep what they have to
+        report, and administrators are refused. DEADLINE_EXCEEDED after 30 min; nothing has changed then.
         """
 
     @_abc_1.abstractmethod
@@ -116,6 +153,8 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_service_pb2.ResetLimiterClockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_service_pb2.ResetLimiterClockResponse, _abc.Awaitable[_operations_service_pb2.ResetLimiterClockResponse]]:
-        """ResetLimiterClock lets the limiter's time go back to the clock of Redis, after that clock was far ahead for a while."""
+        """ResetLimiterClock lets the limiter's time go back to the clock of Redis, after that clock was far ahead for a while. It
+        needs the same data plane as VerifyCounters.
+        """
 
 def add_OperationsServiceServicer_to_server(servicer: OperationsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
