@@ -39,6 +39,12 @@ class StreamReader(Protocol):
     def measured_output_tokens(self) -> int:
         """Return how many output tokens were passed on so far, by counting."""
 
+    def is_ending(self) -> bool:
+        """Return whether the provider said why the answer ended; what follows is no more of it.
+
+        Then it is not to be cut: the caller would be told two ends, and reported usage be lost.
+        """
+
     def cut_short(self) -> bytes:
         """Return the events that end the answer here as if it had reached its output cap.
 

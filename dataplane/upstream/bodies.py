@@ -40,6 +40,16 @@ def without_duplicates(body: bytes) -> bytes:
     return msgspec.json.encode(_parsed(body))
 
 
+def gives(body: bytes, name: str) -> bool:
+    """Return whether the JSON object `body` has `name` at its top level, and not as null.
+
+    Raises:
+        Refusal: INVALID_REQUEST when `body` is nested too deeply to be read from here.
+    """
+    value = _parsed(body).get(name)
+    return value is not None and bytes(value) != b"null"
+
+
 def too_deep() -> Refusal:
     """Return the refusal of a body whose nesting is beyond what can be read."""
     return Refusal(Reason.INVALID_REQUEST, "The body is nested too deeply.")

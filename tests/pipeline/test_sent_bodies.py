@@ -68,6 +68,59 @@ async def test_providers_of_the_newer_kind_get_the_newer_name_of_the_cap(
 
 
 @pytest.mark.parametrize(
+    ("given", "arrives"),
+    [
+        (b'"max_completion_tokens":500', b'"max_completion_tokens":500,"max_tokens":500'),
+        (
+            b'"max_tokens":null,"max_completion_tokens":500',
+            b'"max_tokens":500,"max_completion_tokens":500',
+        ),
+        (b'"max_tokens":20,"max_completion_tokens":500',) * 2,
+        (b'"max_tokens":500,"max_completion_tokens":null',) * 2,
+        (b'"max_tokens":500',) * 2,
+        (b'"max_completion_tokens":null',) * 2,
+    ],
+)
+async def test_a_callers_cap_of_the_newer_name_reaches_other_providers_under_both(
+    data_plane: DataPlane, provider: ScriptedProvider, given: bytes, arrives: bytes
+) -> None:
+    data_plane.calls(provider.url)
+
+    arrived = await sent(data_plane, provider, b'{"model":"m",%b,%b}' % (REST, given))
+
+    assert arrived.endswith(b",%b}" % arrives)
+
+
+@pytest.mark.parametrize("kind", ["openai", "azure_openai"])
+@pytest.mark.parametrize("name", [b"max_tokens", b"max_completion_tokens"])
+async def test_providers_of_the_newer_kind_get_a_callers_cap_as_it_is(
+    data_plane: DataPlane, provider: ScriptedProvider, kind: str, name: bytes
+) -> None:
+    data_plane.calls(provider.url)
+    snapshot = data_plane.configuration.get()
+    rule = snapshot.routers["r1"].rules[0]
+    newer = replace(rule, provider=replace(rule.provider, kind=kind))
+    data_plane.use(replace(snapshot, routers={"r1": Router("r1", "default", (newer,))}))
+    body = b'{"model":"m",%b,"%b":500}' % (REST, name)
+
+    assert await sent(data_plane, provider, body) == body
+
+
+async def test_a_cap_of_the_newer_name_is_refused_or_sent_at_every_depth_of_nesting(
+    data_plane: DataPlane, provider: ScriptedProvider
+) -> None:
+    data_plane.calls(provider.url)
+    caps = b'"max_tokens":null,"max_completion_tokens":500'
+    for depth in range(700, 1010, 6):
+        body = b'{"model":"m",%b,"x":%b%b,%b}' % (REST, b"[" * depth, b"]" * depth, caps)
+        answer = await data_plane.client.post("/v1/chat/completions", content=body)
+        assert answer.status_code in (200, 400), answer.text
+        if answer.status_code == 200:
+            assert json.loads(provider.received[-1].body)["max_tokens"] == 500
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
     ("options", "expected"),
     [
         (b"", {"include_usage": True}),

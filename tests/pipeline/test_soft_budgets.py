@@ -1,11 +1,16 @@
 """Soft budgets: reserved is what is expected, and a stream that needs more asks for it."""
 
+import asyncio
 import json
 
 import pytest
 
 from dataplane.domain.principals import LimitEntry
+from dataplane.limits.reservation import Reservation
 from tests.pipeline.conftest import DataPlane
+from tests.pipeline.pieces import CONTENT, START
+from tests.pipeline.scripted import Conversation, ScriptedProvider
+from tests.pipeline.test_bad_bodies import PATHS
 
 # The mock costs 1 USD in and 2 USD out per million tokens: 2,000 nano-USD for a token of output.
 OUT_NANOUSD = 2_000
@@ -85,6 +90,110 @@ async def test_a_stream_of_messages_ends_in_its_own_dialect(data_plane: DataPlan
     assert '"x-tollkeeper-stop":"budget"' in text
     assert text.rstrip().endswith('{"type":"message_stop"}')
     assert text.count("message_stop") == 2
+
+
+# Much more than is reserved, the reason why it ended, and what follows that.
+LONG = b"x" * 16_000
+ENDED = {
+    "openai": (
+        b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n'
+        b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n' % LONG,
+        b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":3000}}\n\n'
+        b"data: [DONE]\n\n",
+    ),
+    "anthropic": (
+        b'data: {"type":"content_block_delta","delta":{"type":"text_delta","text":"%b"}}\n\n'
+        b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{}}\n\n' % LONG,
+        b'data: {"type":"message_delta","delta":{},"usage":{"output_tokens":3000}}\n\n'
+        b'data: {"type":"message_stop"}\n\n',
+    ),
+}
+
+
+@pytest.mark.parametrize("dialect", ENDED)
+async def test_an_answer_that_has_ended_is_not_cut_and_its_usage_is_waited_for(
+    data_plane: DataPlane, provider: ScriptedProvider, dialect: str
+) -> None:
+    data_plane.calls(provider.url, user=budget(1_000 * OUT_NANOUSD))
+    has_begun, has_end = asyncio.Event(), asyncio.Event()
+    answer, usage = ENDED[dialect]
+
+    async def script(conversation: Conversation) -> None:
+        await conversation.begin_stream()
+        await conversation.event(START[dialect] + CONTENT[dialect])
+        await has_begun.wait()
+        await conversation.event(answer)
+        await has_end.wait()
+        await conversation.event(usage)
+        await conversation.end_stream()
+
+    provider.script = script
+    body = {"model": "m", "stream": True, "max_tokens": 10_000, "messages": [{"content": "x"}]}
+    seen = b""
+    async with data_plane.client.stream("POST", PATHS[dialect], json=body) as response:
+        async for chunk in response.aiter_raw():
+            seen += chunk
+            has_begun.set()
+            if b"stop" in seen or b"end_turn" in seen:
+                has_end.set()
+
+    assert b"x-tollkeeper-stop" not in seen
+    assert seen.count(b"[DONE]") + seen.count(b"message_stop") == 1
+    [closed] = data_plane.records.closes
+    assert (closed.usage.output_tokens, closed.usage.source) == (3_000, "reported")
+    assert (closed.http_status, closed.error_code) == (200, "")
+
+
+async def test_a_cut_ends_each_of_several_choices(
+    data_plane: DataPlane, provider: ScriptedProvider
+) -> None:
+    data_plane.calls(provider.url, user=budget(2_000 * OUT_NANOUSD))
+    has_begun = asyncio.Event()
+    event = b'data: {"id":"c1","choices":[{"index":%d,"delta":{"content":"%b"}}]}\n\n'
+
+    async def script(conversation: Conversation) -> None:
+        await conversation.begin_stream()
+        await conversation.event(event % (0, b"hello"))
+        await has_begun.wait()
+        await conversation.event(event % (0, LONG) + event % (1, LONG))
+        await conversation.until_left()
+
+    provider.script = script
+    body = {"model": "m", "stream": True, "n": 2, "messages": [{"content": "x"}]}
+    seen = b""
+    async with data_plane.client.stream("POST", PATHS["openai"], json=body) as response:
+        async for chunk in response.aiter_raw():
+            seen += chunk
+            has_begun.set()
+
+    events = [json.loads(line[6:]) for line in seen.splitlines() if line.startswith(b"data: {")]
+    cuts = [each for each in events if each.get("x-tollkeeper-stop") == "budget"]
+    assert [
+        (choice["index"], choice["finish_reason"]) for each in cuts for choice in each["choices"]
+    ] == [(0, "length"), (1, "length")]
+    assert seen.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_budget_that_is_nearly_used_up_is_asked_few_times(
+    data_plane: DataPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capacity = (EXPECTED_TOKENS + 300) * OUT_NANOUSD
+    data_plane.limited(user=budget(capacity))
+    asked: list[int] = []
+    extend = Reservation.extend
+
+    async def counted(self: Reservation, expected_nanousd: int) -> bool:
+        asked.append(expected_nanousd)
+        return await extend(self, expected_nanousd)
+
+    monkeypatch.setattr(Reservation, "extend", counted)
+
+    text = (await data_plane.chat(TOO_LONG, stream=True)).text
+
+    assert '"x-tollkeeper-stop":"budget"' in text
+    assert 0 < len(asked) <= 20
+    [closed] = data_plane.records.closes
+    assert closed.charged_nanousd > capacity * 0.95
 
 
 async def test_a_caller_s_own_cap_is_never_topped_up_beyond(data_plane: DataPlane) -> None:

@@ -132,6 +132,26 @@ def test_a_stream_that_is_cut_anywhere_is_not_complete_and_never_free(
         assert usage.source != ""
 
 
+@pytest.mark.parametrize(("dialect", "exchange"), cases(True))
+def test_a_stream_is_ending_from_the_reason_on_and_until_then_it_can_be_cut(
+    dialect: Dialect, exchange: dict[str, Any]
+) -> None:
+    body = exchange["request"].get("body")
+    choices = (body.get("n") if isinstance(body, dict) else None) or 1
+    reader = TRANSLATORS[dialect].stream_reader(call(dialect, choices=choices))
+    ended: set[int] = set()
+    for event in pieces(exchange, "events"):
+        passed = reader.feed(event)
+        for chunk in chunks_in(passed):
+            if (chunk.get("delta") or {}).get("stop_reason"):
+                ended.add(0)
+            ended |= {
+                each["index"] for each in chunk.get("choices") or () if each.get("finish_reason")
+            }
+
+        assert reader.is_ending() is (len(ended) == choices)
+
+
 @pytest.mark.parametrize(("dialect", "exchange"), cases(False))
 def test_a_whole_answers_usage_is_read(dialect: Dialect, exchange: dict[str, Any]) -> None:
     if exchange["response"]["body_kind"] != "json":

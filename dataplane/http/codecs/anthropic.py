@@ -1,5 +1,6 @@
 """Anthropic's messages: request bodies to calls, refusals to bodies."""
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -18,6 +19,7 @@ from dataplane.http.codecs.decoding import (
     is_visible,
     timeout_seconds,
 )
+from dataplane.http.codecs.server_tools import fields_of, names_twice, unbounded_types
 from dataplane.upstream.bodies import without_duplicates
 
 
@@ -39,27 +41,37 @@ class _Message(msgspec.Struct):
     content: str | list[_Part]
 
 
-class _Tool(msgspec.Struct):
-    type: str | None = None
-
-
 class _Request(msgspec.Struct):
     model: str
     messages: list[_Message]
     max_tokens: int
-    system: str | list[_Part] | None = None
+    system: str | list[_Part] | UnsetType | None = UNSET
     stream: bool | UnsetType | None = UNSET
-    tools: list[_Tool] | None = None
-    mcp_servers: list[object] | None = None
+    tools: list[msgspec.Raw] | UnsetType | None = UNSET
+    mcp_servers: list[msgspec.Raw] | UnsetType | None = UNSET
+    context_management: msgspec.Raw | UnsetType = UNSET
 
 
 _REQUEST: Final = msgspec.json.Decoder(_Request)
-_READ_FIELDS: Final = ("model", "messages", "max_tokens", "stream")
+_EDITS: Final = msgspec.json.Decoder(list[msgspec.Raw] | None)
+_READ_FIELDS: Final = (
+    "model",
+    "messages",
+    "max_tokens",
+    "system",
+    "stream",
+    "tools",
+    "mcp_servers",
+    "context_management",
+)
 _ALWAYS_GIVEN: Final = frozenset({"model", "messages", "max_tokens"})
-_WITH_STREAM: Final = _ALWAYS_GIVEN | {"stream"}
-# Tools that Anthropic runs and bills by itself, by the beginnings of their types
-# (docs.anthropic.com/en/docs/agents-and-tools/tool-use); what they fetch is input that nobody can foresee.
-_SERVER_TOOLS: Final = ("web_search_", "web_fetch_", "code_execution_")
+_OPTIONAL_FIELDS: Final = _READ_FIELDS[3:]
+# Tools that the caller runs (docs.anthropic.com/en/docs/agents-and-tools/tool-use), beside those that
+# are named `custom` or have no type: what Anthropic's own fetch is input that nobody can foresee.
+_OWN_TOOL: Final = re.compile(r"custom|(bash|text_editor|computer|memory)_[0-9]+")
+# These only leave parts of the prompt out; others, such as `compact_`, have the model read it once
+# more, which `max_tokens` does not bound (docs.anthropic.com/en/docs/build-with-claude/context-editing).
+_BOUNDED_EDITS: Final = "clear_"
 _PASSED_HEADERS: Final = ("anthropic-version", "anthropic-beta")
 _MAX_HEADER_LENGTH: Final = 1024
 _BILLING_STATUS: Final = 402
@@ -84,7 +96,9 @@ def call_of(request_id: str, body: bytes, headers: Mapping[str, str], client_ip:
         Refusal: INVALID_REQUEST, naming the field.
     """
     request = decoded(_REQUEST, body)
-    given = _ALWAYS_GIVEN if request.stream is UNSET else _WITH_STREAM
+    given = _ALWAYS_GIVEN.union(
+        name for name in _OPTIONAL_FIELDS if getattr(request, name) is not UNSET
+    )
     if has_duplicates(body, _READ_FIELDS, given):
         body = without_duplicates(body)
     media = _media_of(request)
@@ -113,9 +127,32 @@ def call_of(request_id: str, body: bytes, headers: Mapping[str, str], client_ip:
 
 def _server_tools(request: _Request) -> tuple[str, ...]:
     """Return what of the request the provider runs and bills by itself."""
-    types = [tool.type for tool in request.tools or () if tool.type]
-    named = [each for each in types if each.startswith(_SERVER_TOOLS)]
-    return tuple([*named, "mcp_servers"] if request.mcp_servers else named)
+    named = list(unbounded_types("tools", request.tools or (), _is_own_tool))
+    if request.mcp_servers:
+        named.append("mcp_servers")
+    if _reads_again(request.context_management):
+        named.append("context_management")
+    return tuple(named)
+
+
+def _is_own_tool(name: str | None) -> bool:
+    return name is None or _OWN_TOOL.fullmatch(name) is not None
+
+
+def _reads_again(management: msgspec.Raw | UnsetType) -> bool:
+    """Return whether an edit of the context may take passes of its own, which are billed."""
+    if management is UNSET or bytes(management) == b"null":
+        return False
+    fields = fields_of("context_management", management)
+    param = "context_management.edits"
+    edits = decoded(_EDITS, bytes(fields.get("edits", b"null")), param)
+    return names_twice(management, fields, "edits") or bool(
+        unbounded_types(param, edits or (), _is_bounded_edit)
+    )
+
+
+def _is_bounded_edit(name: str | None) -> bool:
+    return name is not None and name.startswith(_BOUNDED_EDITS)
 
 
 def refusal_status(reason: Reason, status: int) -> int:
@@ -147,7 +184,7 @@ def _error_type(reason: Reason, status: int) -> str:
 
 def _media_of(request: _Request) -> Media:
     media = Media()
-    _add(media, request.system)
+    _add(media, None if request.system is UNSET else request.system)
     for message in request.messages:
         _add(media, message.content)
     return media

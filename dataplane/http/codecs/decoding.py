@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -18,16 +18,19 @@ from dataplane.domain.usage import estimated_tokens
 from dataplane.upstream.bodies import too_deep
 
 T = TypeVar("T")
+Fields: TypeAlias = dict[str, msgspec.Raw]
 MAX_OUTPUT_TOKENS: Final = 10_000_000
 MAX_CHOICES: Final = 128
 MAX_MODEL_LENGTH: Final = 200
 MAX_CLIENT_REQUEST_ID_LENGTH: Final = 128
+# Names are spelled with letters, and these nobody escapes in good faith.
+ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
+_FIELDS: Final = msgspec.json.Decoder(Fields)
 _ESTIMATED_TOKENS_PER_MESSAGE: Final = 4
 DEFAULT_TIMEOUT_SECONDS: Final = 600.0
 # Only looked at once a request is refused: `… - at `$.messages[0].role``.
 _PATH_IN_ERROR: Final = re.compile(r"at `\$\.?([^`]*)`")
 _TOOL_FIELDS: Final = (b'"tools"', b'"functions"')
-_ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
 _MISSING_IN_ERROR: Final = re.compile(r"missing required field `([^`]*)`")
 
 
@@ -113,15 +116,37 @@ def checked_cap(name: str, cap_tokens: int) -> int:
 
 
 def has_duplicates(body: bytes, names: Iterable[str], given: frozenset[str]) -> bool:
-    r"""Return whether a name that the gateway reads may stand in `body` more than once.
+    r"""Return whether a name that the gateway reads may stand in the object `body` more than once.
 
     A quote inside of a JSON string is escaped, so only names are counted; those of nested
     objects are counted too, which costs a rewrite and changes nothing. A name may also be
     written with escapes, such as `\u006dodel`; nobody escapes plain letters in good faith.
     """
-    if b"\\u00" in body and _ESCAPED_LETTER.search(body) is not None:
+    try:
+        fields = _FIELDS.decode(body)
+    except RecursionError:
+        return True  # which the rewrite refuses
+    if is_plain(body, fields):
+        return False
+    if b"\\u00" in body and ESCAPED_LETTER.search(body) is not None:
         return True
     return any(body.count(b'"%b"' % name.encode()) > (name in given) for name in names)
+
+
+def is_plain(text: bytes, fields: Fields) -> bool:
+    """Return whether the object `text` holds `fields`, as they were read from it, and nothing else.
+
+    That is: no name twice nor with escapes, and between them no white space or, as some encoders
+    have it, one space after each comma and colon. Nearly all bodies are, and it takes a tenth of the
+    time that counting names takes: without spaces, whatever else there was would make `text` longer.
+    """
+    length = 1 + sum(len(name) + 4 + len(bytes(value)) for name, value in fields.items())
+    if len(text) == length:
+        return True
+    if len(text) != length + 2 * len(fields) - 1:
+        return False
+    parts = [b'"%b": %b' % (name.encode(), value) for name, value in fields.items()]
+    return text == b"{%b}" % b", ".join(parts)
 
 
 def client_request_id(headers: Mapping[str, str]) -> str:

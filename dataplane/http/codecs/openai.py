@@ -17,6 +17,7 @@ from dataplane.http.codecs.decoding import (
     has_duplicates,
     timeout_seconds,
 )
+from dataplane.http.codecs.server_tools import unbounded_types
 from dataplane.upstream.bodies import without_duplicates
 
 
@@ -53,6 +54,7 @@ class _Request(msgspec.Struct):
     max_tokens: int | UnsetType | None = UNSET
     max_completion_tokens: int | UnsetType | None = UNSET
     n: int | UnsetType | None = UNSET
+    tools: list[msgspec.Raw] | UnsetType | None = UNSET
     web_search_options: msgspec.Raw | UnsetType = UNSET
 
 
@@ -66,9 +68,13 @@ _READ_FIELDS: Final = (
     "max_tokens",
     "max_completion_tokens",
     "n",
+    "tools",
+    "web_search_options",
 )
 _ALWAYS_GIVEN: Final = frozenset({"model", "messages"})
 _OPTIONAL_FIELDS: Final = _READ_FIELDS[2:]
+# Tools that the caller runs (platform.openai.com/docs/api-reference/chat/create).
+_OWN_TOOLS: Final = frozenset({"function", "custom"})
 _TYPES: Final = {
     401: "authentication_error",
     403: "permission_error",
@@ -117,8 +123,10 @@ def call_of(request_id: str, body: bytes, headers: Mapping[str, str], client_ip:
 
 def _server_tools(request: _Request) -> tuple[str, ...]:
     """Return what of the request the provider runs and bills by itself."""
+    tools = unbounded_types("tools", request.tools or (), _OWN_TOOLS.__contains__)
     options = request.web_search_options
-    return () if options is UNSET or bytes(options) == b"null" else ("web_search_options",)
+    searches = options is not UNSET and bytes(options) != b"null"
+    return (*tools, "web_search_options") if searches else tools
 
 
 def refusal_status(reason: Reason, status: int) -> int:

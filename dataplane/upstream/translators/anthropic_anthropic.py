@@ -29,6 +29,7 @@ class _Delta(msgspec.Struct):
     text: str | None = None
     thinking: str | None = None
     partial_json: str | None = None
+    stop_reason: str | None = None
 
 
 class _Start(msgspec.Struct):
@@ -74,6 +75,7 @@ class AnthropicStreamReader:
         self._uncounted_bytes = 0
         self._counted_text_bytes = 0
         self._open_block: int | None = None
+        self._has_stopped = False
 
     def feed(self, chunk: bytes) -> bytes:
         """Take bytes; return the whole events for the caller."""
@@ -108,6 +110,11 @@ class AnthropicStreamReader:
         """Return how many output tokens were passed on so far, by their bytes."""
         self._count()
         return estimated_tokens(self._counted_text_bytes)
+
+    def is_ending(self) -> bool:
+        """Return whether the answer said why it stopped, so that only `message_stop` is due."""
+        self._count()
+        return self._has_stopped
 
     def cut_short(self) -> bytes:
         """Return the end of the open block, a `message_delta` that says `max_tokens`, and the end."""
@@ -189,7 +196,12 @@ class AnthropicStreamReader:
                 if parsed.delta is not None:
                     delta = parsed.delta
                     texts = (delta.text, delta.thinking, delta.partial_json)
-                    self._counted_text_bytes += sum(len(text.encode()) for text in texts if text)
+                    text_bytes = sum(len(text.encode()) for text in texts if text)
+                    self._counted_text_bytes += text_bytes
+                    # One that is written on after its end has not ended.
+                    self._has_stopped = (self._has_stopped and text_bytes == 0) or (
+                        parsed.type == "message_delta" and bool(delta.stop_reason)
+                    )
         self._uncounted.clear()
         self._uncounted_bytes = 0
 

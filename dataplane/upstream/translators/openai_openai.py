@@ -15,11 +15,14 @@ from dataplane.domain.routing import Attempt
 from dataplane.domain.sse import EventSplitter, data_of, edited, events_of
 from dataplane.domain.usage import estimated_tokens, openai_document, openai_usage
 from dataplane.upstream.answers import STOP_FIELD, no_answer, provider_failed
-from dataplane.upstream.bodies import with_fields
+from dataplane.upstream.bodies import gives, with_fields
+from dataplane.upstream.translators.open_choices import OpenChoices
 
 _INCLUDE_USAGE: Final = b'{"include_usage":true}'
 # Providers of this kind know the newer name of the output cap; the others may only know the older.
 _NEW_CAP_KINDS: Final = frozenset({"openai", "azure_openai"})
+_CAP: Final = "max_tokens"
+_NEW_CAP: Final = "max_completion_tokens"
 # What was passed on is kept for counting, in case the provider never says; then counted and dropped.
 _MAX_UNCOUNTED_BYTES: Final = 512 * 1024
 _NULL: Final = msgspec.Raw(b"null")
@@ -58,9 +61,14 @@ class _Message(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
+    index: object = 0
     delta: _Message | None = None
     message: _Message | None = None
     finish_reason: str | None = None
+
+    def place(self) -> int:
+        """Return its index; the first where a provider says none that can be read."""
+        return self.index if isinstance(self.index, int) else 0
 
 
 class _Groq(msgspec.Struct):
@@ -89,7 +97,7 @@ _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 class OpenAIStreamReader:
     """Reads one stream; see `StreamReader`."""
 
-    def __init__(self, input_estimate_tokens: int, *, hides_usage: bool) -> None:
+    def __init__(self, input_estimate_tokens: int, choices: int, *, hides_usage: bool) -> None:
         self.has_content = False
         self.is_complete = False
         self.failure: Refusal | None = None
@@ -100,6 +108,7 @@ class OpenAIStreamReader:
         self._uncounted: list[bytes] = []
         self._uncounted_bytes = 0
         self._counted_text_bytes = 0
+        self._choices = OpenChoices(choices)
         self._is_finished = False
         self._first_content = b""
 
@@ -136,8 +145,14 @@ class OpenAIStreamReader:
         self._count()
         return estimated_tokens(self._counted_text_bytes)
 
+    def is_ending(self) -> bool:
+        """Return whether every choice said why it ended, so that only usage and `[DONE]` are due."""
+        self._count()
+        return self._choices.have_all_ended
+
     def cut_short(self) -> bytes:
-        """Return a chunk that says `length`, the usage if it was asked for, and `[DONE]`."""
+        """Return a chunk for each open choice that says `length`, the usage if it was asked for, `[DONE]`."""
+        self._count()
         head = {
             name: value
             for name, value in _OBJECT.decode(self._first_content or b"{}").items()
@@ -146,9 +161,10 @@ class OpenAIStreamReader:
         chunks: list[dict[str, object]] = [
             {
                 **head,
-                "choices": [{"index": 0, "delta": {}, "finish_reason": "length"}],
+                "choices": [{"index": index, "delta": {}, "finish_reason": "length"}],
                 STOP_FIELD: "budget",
             }
+            for index in self._choices.still_open()
         ]
         if not self._hides_usage:
             chunks.append({**head, "choices": [], "usage": openai_document(self.usage())})
@@ -208,8 +224,12 @@ class OpenAIStreamReader:
                 chunk = _decoded(data_of(event))
                 for choice in (chunk.choices if chunk else None) or ():
                     self._is_finished = self._is_finished or choice.finish_reason is not None
-                    if choice.delta is not None:
-                        self._counted_text_bytes += choice.delta.text_bytes()
+                    text_bytes = choice.delta.text_bytes() if choice.delta is not None else 0
+                    self._counted_text_bytes += text_bytes
+                    # Some providers send an empty reason with every chunk: none.
+                    self._choices.note(
+                        choice.place(), has_text=text_bytes > 0, is_end=bool(choice.finish_reason)
+                    )
         self._uncounted.clear()
         self._uncounted_bytes = 0
 
@@ -221,14 +241,20 @@ class OpenAIToOpenAI:
     ping = b": ping\n\n"
 
     def body(self, call: Call, attempt: Attempt, output_cap_tokens: int | None) -> bytes:
-        """Return the caller's body with the model's name, the output cap and `include_usage`."""
+        """Return the caller's body with the model's name, the output cap and `include_usage`.
+
+        A provider that may not know the newer name of the cap gets the caller's under both: one that
+        it passed over would bound nothing. The newer stays, for it may bound reasoning where the older
+        does not.
+        """
         fields: dict[str, bytes] = {}
         if attempt.model != call.model:
             fields["model"] = msgspec.json.encode(attempt.model)
+        knows_new_cap = attempt.provider.kind in _NEW_CAP_KINDS
         if output_cap_tokens is not None:
-            kind = attempt.provider.kind
-            name = "max_completion_tokens" if kind in _NEW_CAP_KINDS else "max_tokens"
-            fields[name] = b"%d" % output_cap_tokens
+            fields[_NEW_CAP if knows_new_cap else _CAP] = b"%d" % output_cap_tokens
+        elif not knows_new_cap and (own_cap := _cap_of_newer_name(call)) is not None:
+            fields[_CAP] = b"%d" % own_cap
         if call.is_stream and not call.wants_stream_usage:
             fields["stream_options"] = _asking_for_usage(call.stream_options)
         return with_fields(call.body, call.given_fields, fields)
@@ -252,7 +278,7 @@ class OpenAIToOpenAI:
     def stream_reader(self, call: Call) -> OpenAIStreamReader:
         """Return a reader that hides usage from a caller who did not ask for it."""
         return OpenAIStreamReader(
-            call.input_estimate_tokens, hides_usage=not call.wants_stream_usage
+            call.input_estimate_tokens, call.choices, hides_usage=not call.wants_stream_usage
         )
 
     def usage_of(self, call: Call, body: bytes) -> Usage:
@@ -272,6 +298,15 @@ class OpenAIToOpenAI:
             output_tokens=estimated_tokens(text_bytes),
             source=UsageSource.ESTIMATED,
         )
+
+
+def _cap_of_newer_name(call: Call) -> int | None:
+    """Return the caller's output cap where it stands under the newer name only."""
+    if _NEW_CAP not in call.given_fields:
+        return None
+    if _CAP in call.given_fields and gives(call.body, _CAP):
+        return None
+    return call.output_cap_tokens
 
 
 def _marks_in(events: bytes) -> tuple[bytes, ...]:
