@@ -115,6 +115,10 @@ class Pipeline:
                     yield answer
             else:
                 yield await self._whole(bill, upstream)
+        except Refusal as refusal:
+            # Admitted, it was counted: its caller learns where its limits stand all the same.
+            refusal.standings, refusal.is_degraded = admission.tried, admission.is_degraded
+            raise
         finally:
             # Still open: the caller left before there was an answer. The provider has read what it sent.
             bill.settle(_read_by_provider(call), CLIENT_LEFT)

@@ -10,6 +10,7 @@ from dataplane.domain.limiting import (
     LayerKind,
     Standing,
     SubjectKind,
+    Unit,
     Window,
 )
 from dataplane.domain.principals import Principal
@@ -19,6 +20,7 @@ from dataplane.domain.refusals import Reason, Refusal
 _NEVER_RETRY_SECONDS: Final = 86_400
 # A slot may come free at any moment.
 _PARALLEL_RETRY_SECONDS: Final = 1
+_UNAVAILABLE_RETRY_SECONDS: Final = 5
 _FREE_TIER: Final = "free"
 # Whose budget nobody has for oneself: when it is used up, this service pauses.
 _SERVICE_BUDGETS: Final = {
@@ -27,6 +29,22 @@ _SERVICE_BUDGETS: Final = {
     SubjectKind.MODEL: "The service's budget for this model",
 }
 _TIME_UNITS: Final = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"))
+
+
+def closed_denial(layer: Layer) -> Denial:
+    """Return the denial by a layer whose capacity is 0: no counter is asked, so none of the others is told."""
+    standing = Standing(layer, 0, NEVER_MS, "")
+    nothing = 0 if layer.unit is Unit.SPEND else None
+    return Denial(standing, True, (standing,), settled_nanousd=nothing, held_nanousd=nothing)
+
+
+def limits_unavailable() -> Refusal:
+    """Return the refusal of what cannot be admitted until the counters are back."""
+    return Refusal(
+        Reason.LIMITS_UNAVAILABLE,
+        "Limits cannot be checked right now.",
+        retry_after_seconds=_UNAVAILABLE_RETRY_SECONDS,
+    )
 
 
 def refusal_for(
@@ -43,15 +61,20 @@ def refusal_for(
     """
     standing = denial.binding
     layer = standing.layer
-    details = _details(denial, now_ms)
+    is_too_large = denial.is_never and layer.capacity > 0
+    if denial.is_degraded and not denial.is_never and standing.reset_ms == NEVER_MS:
+        # Larger than this process' share alone: only the counters have room for it.
+        return limits_unavailable()
+    details = _details(denial, None if is_too_large else now_ms)
     if upgrade_url and principal.tier == _FREE_TIER:
         details["upgrade_url"] = upgrade_url
-    if denial.is_never and layer.capacity > 0:
+    if is_too_large:
         return Refusal(
             Reason.REQUEST_TOO_LARGE_FOR_LIMIT,
             f"This request alone is larger than the limit {layer.name}.",
             details=details,
             standings=denial.standings,
+            is_degraded=denial.is_degraded,
         )
     reason, message = _verdict(layer)
     return Refusal(
@@ -61,6 +84,7 @@ def refusal_for(
         retry_after_seconds=_retry_after_seconds(standing, jitter),
         is_final=standing.reset_ms == NEVER_MS,
         standings=denial.standings,
+        is_degraded=denial.is_degraded,
     )
 
 
@@ -86,13 +110,14 @@ def _verdict(layer: Layer) -> tuple[Reason, str]:
     return Reason.BUDGET_PAUSED, f"{budget}{period} is used up"
 
 
-def _details(denial: Denial, now_ms: int) -> dict[str, object]:
+def _details(denial: Denial, now_ms: int | None) -> dict[str, object]:
+    """Return what the body says of a denial; without `now_ms` nothing about a reset that does not help."""
     standing = denial.binding
     layer = standing.layer
     # How fast a rate is that others share is one of its figures.
     window = window_text(layer) if layer.has_public_figures else layer.window.value
     details: dict[str, object] = {"layer": layer.name, "window": window}
-    if standing.reset_ms > 0:
+    if now_ms is not None and standing.reset_ms > 0:
         details["resets_at"] = instant_text(now_ms + standing.reset_ms)
     if not layer.has_public_figures:
         return details

@@ -16,8 +16,6 @@ the counters from there. All times are Unix milliseconds that the caller never l
 from typing import Final
 
 from dataplane.domain.limiting import (
-    NEVER_MS,
-    Denial,
     Layer,
     LayerKind,
     LayerPlan,
@@ -75,13 +73,6 @@ def is_counted(layer: Layer) -> bool:
 def untouched(layer: Layer) -> Standing:
     """Return where a layer stands that nobody counts now: nothing of it is known to be used."""
     return Standing(layer, layer.capacity, 0, "")
-
-
-def closed_denial(layer: Layer) -> Denial:
-    """Return the denial by a layer whose capacity is 0, which no counter is needed for."""
-    standing = Standing(layer, 0, NEVER_MS, "")
-    nothing = 0 if layer.unit is Unit.SPEND else None
-    return Denial(standing, True, (standing,), settled_nanousd=nothing, held_nanousd=nothing)
 
 
 def _budgets(plan: LayerPlan) -> list[Layer]:

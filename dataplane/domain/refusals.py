@@ -1,6 +1,6 @@
 """Every refusal that a caller of the data plane can meet."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -69,7 +69,8 @@ class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not an error o
         details: Extras for `error.details`: layer, limit, resets_at …
         retry_after_seconds: When another try makes sense; None when waiting does not help.
         is_final: Whether only a person can change that another try is refused, whatever the reason.
-        standings: Where the caller's limits stand, when a limit refused.
+        standings: Where the caller's limits stand, as far as they were asked.
+        is_degraded: Whether that is within emergency limits, without the counters.
     """
 
     def __init__(
@@ -81,7 +82,8 @@ class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not an error o
         details: Mapping[str, object] = NO_DETAILS,
         retry_after_seconds: int | None = None,
         is_final: bool = False,
-        standings: tuple[Standing, ...] = (),
+        standings: Sequence[Standing] = (),
+        is_degraded: bool = False,
     ) -> None:
         super().__init__(reason.value)
         self.reason = reason
@@ -91,3 +93,4 @@ class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not an error o
         self.retry_after_seconds = retry_after_seconds
         self.is_final = is_final
         self.standings = standings
+        self.is_degraded = is_degraded

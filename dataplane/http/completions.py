@@ -60,7 +60,7 @@ async def completion(
             call = api.call_of(request_id, request.body, request.headers, request.address)
             answer = await stack.enter_async_context(pipeline.exchange(call, credentials))
         except Refusal as refusal:
-            limits = limit_headers(refusal.standings, api.dialect, pipeline.clock_ms())
+            limits = _limits_of(refusal, api.dialect, pipeline.clock_ms())
             yield refused(refusal, api.dialect, request_id, limits)
             return
         if answer.stream is None:
@@ -83,6 +83,11 @@ async def _events(
         yield error_event(refusal, call.dialect, call.request_id)
     if wants_cost:
         yield b": tollkeeper-cost-usd=%b\n\n" % usd(answer.bill.cost_nanousd).encode()
+
+
+def _limits_of(refusal: Refusal, dialect: Dialect, now_ms: int) -> tuple[tuple[str, str], ...]:
+    shown = limit_headers(refusal.standings, dialect, now_ms)
+    return (_DEGRADED, *shown) if refusal.is_degraded else shown
 
 
 def _headers(pipeline: Pipeline, answer: Answer) -> tuple[tuple[str, str], ...]:

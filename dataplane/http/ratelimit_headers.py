@@ -3,6 +3,9 @@
 `RateLimit` and `RateLimit-Policy` follow draft-ietf-httpapi-ratelimit-headers; they name the layers of
 the caller's user, key or device. Layers that count other tenants too are left out: their figures would
 leak. A device's caller reads its own day and its address' besides.
+
+Of a rate the limit is what may be taken at once, as what remains is counted down from there; its window is
+then the time in which that comes back. Where time gives nothing back, no reset is told.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +15,15 @@ from weakref import WeakKeyDictionary
 
 from dataplane.domain.calls import Dialect
 from dataplane.domain.instants import instant_text
-from dataplane.domain.limiting import Layer, LayerPlan, Standing, SubjectKind, Unit, Window
+from dataplane.domain.limiting import (
+    NEVER_MS,
+    Layer,
+    LayerPlan,
+    Standing,
+    SubjectKind,
+    Unit,
+    Window,
+)
 
 _WINDOW_SECONDS: Final = {Window.MINUTE: 60, Window.DAY: 86_400, Window.MONTH: 2_592_000}
 _POLICY_WINDOWS: Final = frozenset({Window.RATE, *_WINDOW_SECONDS})
@@ -72,8 +83,9 @@ def limit_headers(
         headers += (
             ("x-ratelimit-limit-device", limit),
             ("x-ratelimit-remaining-device", str(day.remaining)),
-            ("x-ratelimit-reset-device", _instant(day, now_ms)),
         )
+        if day.reset_ms != NEVER_MS:
+            headers.append(("x-ratelimit-reset-device", _instant(day, now_ms)))
     if shown.address_day is not None:
         place, limit = shown.address_day
         headers += (
@@ -157,30 +169,50 @@ def duration(milliseconds: int) -> str:
 
 
 def _openai(standing: Standing, name: str) -> list[tuple[str, str]]:
-    return [
-        (f"x-ratelimit-limit-{name}", str(standing.layer.capacity)),
+    headers = [
+        (f"x-ratelimit-limit-{name}", str(_most(standing.layer))),
         (f"x-ratelimit-remaining-{name}", str(standing.remaining)),
-        (f"x-ratelimit-reset-{name}", duration(standing.reset_ms)),
     ]
+    if standing.reset_ms != NEVER_MS:
+        headers.append((f"x-ratelimit-reset-{name}", duration(standing.reset_ms)))
+    return headers
 
 
 def _anthropic(standing: Standing, name: str, now_ms: int) -> list[tuple[str, str]]:
     prefix = f"anthropic-ratelimit-{name}"
-    return [
-        (f"{prefix}-limit", str(standing.layer.capacity)),
+    headers = [
+        (f"{prefix}-limit", str(_most(standing.layer))),
         (f"{prefix}-remaining", str(standing.remaining)),
-        (f"{prefix}-reset", _instant(standing, now_ms)),
     ]
+    if standing.reset_ms != NEVER_MS:
+        headers.append((f"{prefix}-reset", _instant(standing, now_ms)))
+    return headers
 
 
 def _instant(standing: Standing, now_ms: int) -> str:
     return instant_text(now_ms + max(0, standing.reset_ms))
 
 
+def _most(layer: Layer) -> int:
+    """Return what `remaining` is counted down from: of a rate what may be taken at once."""
+    return layer.most_at_once if layer.capacity else 0
+
+
 def _policy(layer: Layer) -> str:
-    seconds = _WINDOW_SECONDS.get(layer.window) or -(-layer.every_ms // 1000)
-    return f'"{layer.name}";q={layer.capacity};w={seconds}'
+    most = _most(layer)
+    seconds = _WINDOW_SECONDS.get(layer.window) or _refill_seconds(layer, most)
+    return f'"{layer.name}";q={most};w={seconds}'
+
+
+def _refill_seconds(rate: Layer, most: int) -> int:
+    """Return in which time `most` requests of a rate pass, in whole seconds and not shorter."""
+    if most == 0:
+        return -(-rate.every_ms // 1000)
+    return -(-rate.every_ms * most // (rate.capacity * 1000))
 
 
 def _state(standing: Standing) -> str:
-    return f";r={standing.remaining};t={-(-max(0, standing.reset_ms) // 1000)}"
+    left = f";r={standing.remaining}"
+    if standing.reset_ms == NEVER_MS:
+        return left
+    return f"{left};t={-(-max(0, standing.reset_ms) // 1000)}"

@@ -11,17 +11,18 @@ from typing import Final
 
 import structlog
 
+from dataplane.domain.denials import closed_denial
 from dataplane.domain.emergency import (
     RateCount,
     RollingCount,
     budget_share,
-    closed_denial,
     is_counted,
     share_of,
     untouched,
 )
 from dataplane.domain.limiting import (
     MAX_AMOUNT,
+    NEVER_MS,
     Demand,
     Denial,
     Denied,
@@ -96,6 +97,11 @@ class LocalReservation:
         self._taken = taken
         self._close = close
 
+    @property
+    def service_admitted_at_ms(self) -> int:
+        """When it was admitted to what organizations share: at the same time."""
+        return self.admitted_at_ms
+
     def settle(self, tokens: int, cost_nanousd: int) -> None:
         """Replace what was taken by what the request took.
 
@@ -157,7 +163,8 @@ class Emergency:
             max_replicas: Among how many limits are divided.
 
         Raises:
-            Denied: A share was short, or a layer refuses everything.
+            Denied: A share was short, or a layer refuses everything. Its `binding.reset_ms` is
+                `NEVER_MS` where the request is larger than the share, though not than the limit.
             LimitsUnavailable: The day's emergency budget is used up, or too many are counted.
         """
         if plan.closed_layer is not None:
@@ -166,7 +173,9 @@ class Emergency:
         standings, binding = self._standings(plan, demand, max_replicas, now_ms)
         if binding is not None:
             is_never = _amount(binding.layer, demand) > binding.layer.capacity
-            raise Denied(Denial(binding, is_never, standings))
+            # Of the others nobody knows where they stand.
+            counted = tuple(each for each in standings if is_counted(each.layer))
+            raise Denied(Denial(binding, is_never, counted, is_degraded=True))
         self._make_room(plan, now_ms)
         day = self._day(now_ms)
         if day != self._spend.day:
@@ -215,6 +224,8 @@ class Emergency:
             return Standing(layer, max(0, share - self._parallel.get(key, 0)), 0, "")
         count = self._rolling.get(key) or RollingCount()
         remaining = share - count.used(now_ms)
+        if share < amount <= layer.capacity:
+            return Standing(layer, max(0, remaining), NEVER_MS, "")
         missing = amount - remaining if amount > remaining else MAX_AMOUNT
         return Standing(layer, max(0, remaining), count.wait_ms(missing, now_ms), "")
 

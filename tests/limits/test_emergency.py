@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from dataplane.admissions import Reservation
 from dataplane.domain.emergency import SLOT_MS, WINDOW_MS
 from dataplane.domain.limiting import (
+    NEVER_MS,
     Demand,
     Denied,
     Layer,
@@ -145,7 +146,7 @@ def test_tokens_are_reserved_corrected_and_given_back(emergency: Emergency, cloc
     assert reserve(emergency, plan, Demand(100, 0)).standings[0].remaining == 0
 
 
-def test_a_request_larger_than_the_share_waits_and_one_larger_than_the_limit_never_fits(
+def test_no_time_makes_a_request_fit_that_is_larger_than_the_share_or_than_the_limit(
     emergency: Emergency,
 ) -> None:
     plan = plan_of([layer(Unit.TOKENS, capacity=400)])
@@ -156,8 +157,35 @@ def test_a_request_larger_than_the_share_waits_and_one_larger_than_the_limit_nev
 
     assert not of_share.value.denial.is_never
     assert of_share.value.denial.binding.remaining == 100
-    assert of_share.value.denial.binding.reset_ms > WINDOW_MS
+    assert of_share.value.denial.binding.reset_ms == NEVER_MS
     assert of_limit.value.denial.is_never
+    # One that fits the share waits for what others took of it.
+    reserve(emergency, plan, Demand(1, 0))
+    with pytest.raises(Denied) as of_rest:
+        reserve(emergency, plan, Demand(100, 0))
+    assert of_rest.value.denial.binding.reset_ms > WINDOW_MS
+
+
+def test_a_denial_tells_only_of_what_is_counted_here(emergency: Emergency) -> None:
+    plan = plan_of(
+        [
+            layer(capacity=4),
+            layer(Unit.TOKENS, capacity=400),
+            layer(window=Window.DAY, capacity=1_000),
+            layer(Unit.TOKENS, window=Window.DAY, capacity=1_000, is_shadow=True),
+            layer(Unit.SPEND, Window.MONTH, USD),
+        ]
+    )
+    reserve(emergency, plan)
+
+    with pytest.raises(Denied) as denied:
+        reserve(emergency, plan)
+
+    denial = denied.value.denial
+    assert denial.is_degraded
+    names = [each.layer.name for each in denial.standings]
+    assert names == ["user_requests_per_minute", "user_tokens_per_minute"]
+    assert denial.binding == denial.standings[0]
 
 
 def test_requests_in_flight_are_divided_and_at_least_one(emergency: Emergency) -> None:

@@ -94,6 +94,8 @@ async def test_a_call_that_is_larger_than_a_limit_alone_is_a_bad_request(
     error = check_refusal(answer, 400, "request_too_large_for_limit", dialect)
     assert answer.headers["x-should-retry"] == "false"
     assert error["details"]["limit"] == 100
+    # Waiting does not help.
+    assert "resets_at" not in error["details"]
 
 
 @pytest.mark.parametrize("dialect", ["openai", "anthropic"])

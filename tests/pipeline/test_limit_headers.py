@@ -1,14 +1,25 @@
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 import pytest
 
 from dataplane.domain.calls import Dialect
-from dataplane.domain.limiting import Layer, Standing, SubjectKind, Unit, Window, plan_of
+from dataplane.domain.limiting import (
+    NEVER_MS,
+    Layer,
+    Standing,
+    SubjectKind,
+    Unit,
+    Window,
+    plan_of,
+)
 from dataplane.domain.principals import LimitEntry
 from dataplane.http.ratelimit_headers import duration, limit_headers
 from tests.pipeline.conftest import DataPlane
+from tests.pipeline.pieces import ERROR, START
+from tests.pipeline.scripted import ScriptedProvider
 
 LIMITS = (
     LimitEntry("requests", "minute", 10),
@@ -78,8 +89,95 @@ async def test_a_rate_is_shown_beside_the_layers_per_minute(data_plane: DataPlan
     assert answer.headers["x-ratelimit-limit-requests"] == "10"
     assert answer.headers["x-ratelimit-remaining-requests"] == "9"
     assert answer.headers["x-ratelimit-reset-requests"].startswith("1m")
-    assert '"key_requests_rate";q=10;w=3' in answer.headers["ratelimit-policy"]
+    # 20 at once, and those come back in 5 seconds.
+    assert '"key_requests_rate";q=20;w=5' in answer.headers["ratelimit-policy"]
     assert '"key_requests_rate";r=19;t=1' in answer.headers["ratelimit"]
+
+
+@pytest.mark.parametrize("dialect", ["openai", "anthropic"])
+async def test_what_is_left_of_a_rate_is_never_more_than_its_limit(
+    data_plane: DataPlane, dialect: str
+) -> None:
+    data_plane.limited(key=(LimitEntry("requests", "rate", 10, every_ms=10_000, burst=30),))
+
+    answer = await (data_plane.chat() if dialect == "openai" else data_plane.message())
+
+    names = {
+        "openai": ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests"),
+        "anthropic": (
+            "anthropic-ratelimit-requests-limit",
+            "anthropic-ratelimit-requests-remaining",
+        ),
+    }
+    assert [answer.headers[name] for name in names[dialect]] == ["30", "29"]
+    assert answer.headers["ratelimit-policy"] == '"key_requests_rate";q=30;w=30'
+    assert answer.headers["ratelimit"].startswith('"key_requests_rate";r=29;')
+
+
+@pytest.mark.parametrize(("status", "seen"), [(400, 400), (404, 404), (413, 413), (429, 429)])
+@pytest.mark.parametrize("dialect", ["openai", "anthropic"])
+async def test_callers_whom_the_provider_refuses_see_what_is_left(
+    data_plane: DataPlane, provider: ScriptedProvider, dialect: str, status: int, seen: int
+) -> None:
+    data_plane.calls(provider.url, user=LIMITS)
+    ask = data_plane.chat if dialect == "openai" else data_plane.message
+    name = {
+        "openai": "x-ratelimit-remaining-requests",
+        "anthropic": "anthropic-ratelimit-requests-remaining",
+    }[dialect]
+    # As the provider's own refusal, which passes as it is, and one in our words.
+    for left, body in ((9, b'{"error":{"message":"no"}}'), (8, b"no")):
+        provider.answers(status, body, "x-ratelimit-remaining-requests: 7")
+
+        refused = await ask(max_tokens=20)
+
+        assert (refused.status_code, refused.headers[name]) == (seen, str(left))
+        assert f'"user_requests_per_minute";r={left};' in refused.headers["ratelimit"]
+        assert '"user_tokens_per_day";q=100000;w=86400' in refused.headers["ratelimit-policy"]
+        assert "x-tollkeeper-limits" not in refused.headers
+
+
+async def test_callers_of_a_provider_that_fails_see_what_is_left(
+    data_plane: DataPlane, provider: ScriptedProvider
+) -> None:
+    data_plane.calls(provider.url, user=LIMITS)
+    provider.answers(200, b"not an answer")
+    of_body = await data_plane.chat()
+    provider.streams(START["openai"], ERROR["openai"])
+    of_stream = await data_plane.chat(stream=True)
+    data_plane.calls("http://127.0.0.1:1", user=LIMITS)
+    of_nobody = await data_plane.chat()
+
+    seen = [
+        (each.status_code, each.headers["x-ratelimit-remaining-requests"])
+        for each in (of_body, of_stream, of_nobody)
+    ]
+    assert seen == [(502, "9"), (502, "8"), (502, "7")]
+
+
+async def test_a_limit_of_nothing_is_shown_without_a_reset(data_plane: DataPlane) -> None:
+    closed = (LimitEntry("requests", "day", 0), LimitEntry("requests", "minute", 10))
+    data_plane.limited(user=closed)
+
+    of_openai, of_anthropic = await data_plane.chat(), await data_plane.message()
+
+    # Nobody asked how much is left of the other one.
+    assert limits_in(of_openai.headers) == {
+        "x-ratelimit-limit-requests": "0",
+        "x-ratelimit-remaining-requests": "0",
+        "ratelimit-policy": '"user_requests_per_day";q=0;w=86400',
+        "ratelimit": '"user_requests_per_day";r=0',
+    }
+    assert limits_in(of_anthropic.headers) == {
+        "anthropic-ratelimit-requests-limit": "0",
+        "anthropic-ratelimit-requests-remaining": "0",
+        "ratelimit-policy": '"user_requests_per_day";q=0;w=86400',
+        "ratelimit": '"user_requests_per_day";r=0',
+    }
+
+
+def limits_in(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if "ratelimit" in name}
 
 
 async def test_layers_of_endpoints_and_models_are_counted_and_not_shown(
@@ -167,14 +265,47 @@ PUBLIC = {
 }
 
 
-@pytest.mark.parametrize(("every_ms", "seconds"), [(1, 1), (1_000, 1), (1_001, 2), (60_000, 60)])
+@pytest.mark.parametrize(
+    ("every_ms", "burst", "most", "seconds"),
+    [
+        (1, 20, 20, 1),
+        (1_000, 0, 10, 1),
+        (1_000, 20, 20, 2),
+        (1_001, 0, 10, 2),
+        (60_000, 0, 10, 60),
+        (60_000, 30, 30, 180),
+        (60_000, 1, 1, 6),
+    ],
+)
 def test_the_window_of_a_rate_is_in_whole_seconds_and_not_shorter(
-    every_ms: int, seconds: int
+    every_ms: int, burst: int, most: int, seconds: int
 ) -> None:
-    headers = shown(rate(5, every_ms, capacity=10, burst=20))
+    headers = shown(rate(1, every_ms, capacity=10, burst=burst))
 
-    assert headers["ratelimit-policy"] == f'"user_requests_rate";q=10;w={seconds}'
-    assert headers["ratelimit"] == '"user_requests_rate";r=5;t=30'
+    assert headers["ratelimit-policy"] == f'"user_requests_rate";q={most};w={seconds}'
+    assert headers["ratelimit"] == '"user_requests_rate";r=1;t=30'
+
+
+def test_a_rate_of_nothing_has_no_burst() -> None:
+    headers = shown(rate(0, 1_500, capacity=0, burst=20))
+
+    assert headers["x-ratelimit-limit-requests"] == "0"
+    assert headers["ratelimit-policy"] == '"user_requests_rate";q=0;w=2'
+
+
+def test_no_reset_is_told_where_time_gives_nothing_back() -> None:
+    def names(*standings: Standing, dialect: Dialect) -> set[str]:
+        return {name for name in shown(*standings, dialect=dialect) if "reset" in name}
+
+    total = standing(Window.TOTAL, 3)._replace(reset_ms=NEVER_MS)
+    day = standing(Window.DAY, 0, SubjectKind.DEVICE, capacity=0)._replace(reset_ms=NEVER_MS)
+    whole = standing(Window.DAY, 3, SubjectKind.DEVICE)
+
+    for dialect in Dialect:
+        assert names(total, dialect=dialect) == set()
+        assert names(day, dialect=dialect) == set()
+        assert len(names(whole, dialect=dialect)) == 2
+    assert shown(day)["ratelimit"] == '"device_requests_per_day";r=0'
 
 
 def test_anthropics_headers_follow_the_same_rules() -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from dataplane.domain.denials import refusal_for, usd, window_text
+from dataplane.domain.denials import closed_denial, refusal_for, usd, window_text
 from dataplane.domain.limiting import NEVER_MS, Denial, Layer, Standing, SubjectKind, Unit, Window
 from dataplane.domain.refusals import Reason, Refusal
 from tests.unit.dataplane.configuration import principal
@@ -20,6 +20,7 @@ def refusal(
     is_public: bool = True,
     every_ms: int = 0,
     burst: int = 0,
+    is_degraded: bool = False,
 ) -> Refusal:
     layer = Layer(
         subject,
@@ -32,7 +33,7 @@ def refusal(
         burst=burst,
     )
     standing = Standing(layer, 0, reset_ms, "")
-    denial = Denial(standing, is_never, (standing,), 7, 3)
+    denial = Denial(standing, is_never, (standing,), 7, 3, is_degraded)
     return refusal_for(denial, principal(), "", 1_700_000_000_000, jitter)
 
 
@@ -148,7 +149,34 @@ def test_what_is_larger_than_a_limit_has_no_time_to_wait_for() -> None:
 
     assert too_large.reason is Reason.REQUEST_TOO_LARGE_FOR_LIMIT
     assert too_large.retry_after_seconds is None
+    assert too_large.details == {"layer": "user_requests_per_day", "window": "day", "limit": 10}
     assert refusal(is_never=True, capacity=0).reason is Reason.RATE_LIMIT_EXCEEDED
+
+
+def test_what_refuses_everything_does_so_without_counters() -> None:
+    denial = closed_denial(Layer(SubjectKind.USER, "u1", Unit.SPEND, Window.MONTH, 0))
+    of_requests = closed_denial(Layer(SubjectKind.USER, "u1", Unit.REQUESTS, Window.MINUTE, 0))
+
+    assert (denial.is_never, denial.binding.reset_ms) == (True, NEVER_MS)
+    assert (denial.settled_nanousd, denial.held_nanousd) == (0, 0)
+    assert (of_requests.settled_nanousd, of_requests.held_nanousd) == (None, None)
+
+
+@pytest.mark.parametrize("is_never", [True, False])
+def test_a_refusal_within_emergency_limits_is_known_as_one(is_never: bool) -> None:
+    minute = refusal(window=Window.MINUTE, is_never=is_never, is_degraded=True)
+    exact = refusal(window=Window.MINUTE, is_never=is_never)
+
+    assert minute.is_degraded
+    assert not exact.is_degraded
+
+
+def test_what_only_the_counters_have_room_for_waits_for_them() -> None:
+    refused = refusal(Unit.TOKENS, Window.MINUTE, reset_ms=NEVER_MS, is_degraded=True)
+
+    assert refused.reason is Reason.LIMITS_UNAVAILABLE
+    assert (refused.retry_after_seconds, refused.is_final, refused.details) == (5, False, {})
+    assert refused.standings == ()
 
 
 @pytest.mark.parametrize(

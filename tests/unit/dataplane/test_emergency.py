@@ -14,13 +14,11 @@ from dataplane.domain.emergency import (
     RateCount,
     RollingCount,
     budget_share,
-    closed_denial,
     is_counted,
     may_fail_open,
     share_of,
 )
 from dataplane.domain.limiting import (
-    NEVER_MS,
     Layer,
     LayerPlan,
     SubjectKind,
@@ -122,13 +120,6 @@ def test_what_is_counted_over_days_is_left_to_the_ledger(
     shadow = Layer(SubjectKind.USER, "u1", unit, window, 5, every_ms=every_ms, is_shadow=True)
     assert is_counted(layer) is counted
     assert not is_counted(shadow)
-
-
-def test_what_refuses_everything_does_so_without_counters() -> None:
-    denial = closed_denial(budget(0))
-    assert (denial.is_never, denial.binding.reset_ms, denial.settled_nanousd) == (True, NEVER_MS, 0)
-    none = closed_denial(Layer(SubjectKind.USER, "u1", Unit.REQUESTS, Window.MINUTE, 0))
-    assert none.settled_nanousd is None
 
 
 _CALLS = st.lists(
