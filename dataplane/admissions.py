@@ -19,6 +19,10 @@ class Reservation(Protocol):
     admitted_at_ms: int
 
     @property
+    def service_admitted_at_ms(self) -> int:
+        """Return when it was admitted by the clock of the counters that organizations share."""
+
+    @property
     def standings(self) -> tuple[Standing, ...]:
         """Return where each layer stands."""
 

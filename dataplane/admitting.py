@@ -8,7 +8,7 @@ from typing import Protocol
 from dataplane.admissions import Admission, Intake, Reservation
 from dataplane.bills import BillBook
 from dataplane.domain.calls import Call
-from dataplane.domain.denials import refusal_for
+from dataplane.domain.denials import limits_unavailable, refusal_for
 from dataplane.domain.emergency import may_fail_open
 from dataplane.domain.estimation import LEAST_OUTPUT_TOKENS, affordable_output_tokens, demand_of
 from dataplane.domain.expectations import OutputExpectations
@@ -24,9 +24,17 @@ class Limiter(Protocol):
     """What counts."""
 
     async def reserve(
-        self, request_id: str, plan: LayerPlan, demand: Demand, meta: bytes
+        self,
+        request_id: str,
+        plan: LayerPlan,
+        demand: Demand,
+        meta: bytes,
+        on_late_undo: Callable[[], None],
     ) -> Reservation:
-        """Take `demand` from every layer, or raise Denied or LimitsUnavailable."""
+        """Take `demand` from every layer, or raise Denied or LimitsUnavailable.
+
+        `on_late_undo` is called when others may have reported a request that was not let in.
+        """
 
 
 class Emergency(Protocol):
@@ -94,18 +102,17 @@ class Admitting:
                     raise self._denied(denied.denial, snapshot, principal) from denied
                 own_cap = smaller
             except LimitsUnavailable as error:
-                raise Refusal(
-                    Reason.LIMITS_UNAVAILABLE,
-                    "Limits cannot be checked right now.",
-                    retry_after_seconds=5,
-                ) from error
+                raise limits_unavailable() from error
 
     async def _held(self, intake: Intake) -> Admission:
         """Reserve what `intake` demands; without counters within emergency limits, where that is allowed."""
         request_id, plan, demand = intake.call.request_id, intake.plan, intake.demand
         draft = self._bills.draft_for(intake)
+        retraction = self._bills.retraction_of(draft)
         try:
-            reservation = await self._limiter.reserve(request_id, plan, demand, meta_of(draft))
+            reservation = await self._limiter.reserve(
+                request_id, plan, demand, meta_of(draft), retraction.record
+            )
         except LimitsUnavailable:
             organization = intake.principal.user.organization
             if self._emergency is None or not may_fail_open(organization, plan):
@@ -117,6 +124,7 @@ class Admitting:
                 organization.organization_id,
                 intake.snapshot.service.max_replicas,
             )
+            retraction.is_void = True
             return Admission.of(intake, local, draft, is_degraded=True)
         return Admission.of(intake, reservation, draft)
 

@@ -191,6 +191,7 @@ async def _watching(
         lambda: counting.maintainer.is_holder,
         lambda: reporter.oldest_unreported_ms,
         counting.do,
+        counting.changes,
     )
     if kept is not None:
         await kept.offer(watch.restore)

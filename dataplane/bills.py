@@ -53,6 +53,10 @@ class BillBook:
         """Return what is known of a request before it is let in, for whoever finds it left behind."""
         return draft_of(intake, self._facts_of(intake.plan), self.node_id, self.calendar)
 
+    def retraction_of(self, draft: UsageEvent) -> "Retraction":
+        """Return what takes back that a request of this draft was abandoned, should anybody say so."""
+        return Retraction(self, draft)
+
     def bill_for(self, admission: Admission) -> "Bill":
         """Return the bill of a request that was just let in."""
         record = admitted(admission, self._facts_of(admission.plan), self.calendar)
@@ -63,6 +67,42 @@ class BillBook:
         if facts is None:
             facts = self._facts[plan] = PlanFacts.of(plan)
         return facts
+
+
+class Retraction:
+    """Says of a request that was not let in that nobody owes anything for it.
+
+    The counters may hold a request whose caller was told that they cannot be asked: the answer was
+    lost. A node that cannot give it back within a lease is taken for dead, and others report the
+    request as abandoned, charged in full. Such a record yields to this one, and without one this
+    counts nowhere.
+    """
+
+    __slots__ = ("_book", "_draft", "is_void")
+
+    def __init__(self, book: BillBook, draft: UsageEvent) -> None:
+        """Take back what `draft` may have been reported as; made by `BillBook`."""
+        self._book = book
+        self._draft = draft
+        # The request was let in after all, and has a record of its own.
+        self.is_void = False
+
+    def record(self) -> None:
+        """Record that the request was released, unless it was let in without the counters."""
+        if self.is_void:
+            return
+        reason, draft = Reason.LIMITS_UNAVAILABLE, self._draft
+        event = msgspec.structs.replace(
+            draft,
+            state=UsageState.RELEASED,
+            usage=NO_USAGE,
+            cost_nanousd=0,
+            charged_nanousd=0,
+            http_status=self._book.status_of(reason, draft.dialect),
+            error_code=reason.value,
+        )
+        self._book.reporter.record_close(event)
+        self._book.reporter.flush()
 
 
 class Bill:
@@ -122,8 +162,9 @@ class Bill:
         self.is_closed = True
         has_cost = usage.total_tokens > 0
         cost = cost_of(usage, self.admission.attempt.price) if has_cost else 0
-        self.cost_nanousd = min(cost, MAX_AMOUNT)
-        tokens = min(usage.total_tokens, MAX_AMOUNT)
+        # Nothing that a provider may say is refused here: a bill that is closed is not closed again.
+        self.cost_nanousd = _countable(cost)
+        tokens = _countable(usage.total_tokens)
         self.admission.reservation.settle(tokens, self.cost_nanousd)
         self._close(UsageState.SETTLED, usage, http_status, error_code)
 
@@ -162,3 +203,8 @@ class Bill:
             duration_ms=self.elapsed_ms,
             first_content_ms=self.first_content_ms,
         )
+
+
+def _countable(amount: int) -> int:
+    """Return the amount that counters can count which is closest to this one."""
+    return max(0, min(amount, MAX_AMOUNT))

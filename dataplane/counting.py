@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 from redis.exceptions import RedisError
 
+from dataplane.changes import Changes
 from dataplane.control.sums import LedgerClient
 from dataplane.control.usage import UsageReporter
 from dataplane.domain.counters import (
@@ -100,6 +101,14 @@ class Counting:
             stack.push_async_callback(counting.limiter.aclose, _FLUSH_SECONDS)
             stack.push_async_callback(counting.stop_maintaining)
             yield counting
+
+    @property
+    def changes(self) -> Changes:
+        """Noted whenever counters can or cannot be asked, or are maintained elsewhere.
+
+        Whoever puts a configuration in force notes it, too: maintaining follows it at once.
+        """
+        return self.limiter.changes
 
     def start_maintaining(self) -> None:
         """Begin to maintain the counters; once, when there may be a configuration."""

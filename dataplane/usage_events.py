@@ -95,7 +95,7 @@ def draft_of(it: Intake, facts: PlanFacts, node_id: str, calendar: Calendar) -> 
     call, attempt, principal = it.call, it.attempt, it.principal
     user, organization, price = principal.user, principal.user.organization, it.attempt.price
     is_device, reserved = principal.is_device, it.reserved_nanousd
-    usage_day, usage_month, service_day = _days(it, calendar, it.started_at_ms)
+    usage_day, usage_month, service_day = _days(it, calendar, it.started_at_ms, it.started_at_ms)
     return UsageEvent(
         request_id=call.request_id,
         client_request_id=call.client_request_id,
@@ -157,13 +157,17 @@ def meta_of(draft: UsageEvent) -> bytes:
 def admitted(it: Admission, facts: PlanFacts, calendar: Calendar) -> UsageEvent:
     """Return the record of a request that was let in, before anything of it went upstream.
 
-    In which periods it counts is said by limiter time. Within emergency limits its layers are those
+    In which periods it counts is said by limiter time, and where several servers count, by that of
+    each: at midnight they may differ. Within emergency limits its layers are those
     that were asked, with this replica's share.
     """
     columns, standings = facts.columns, it.tried
     if it.is_degraded:
         columns = Columns.of([each.layer for each in standings])
-    usage_day, usage_month, service_day = _days(it, calendar, it.reservation.admitted_at_ms)
+    held = it.reservation
+    usage_day, usage_month, service_day = _days(
+        it, calendar, held.admitted_at_ms, held.service_admitted_at_ms
+    )
     return msgspec.structs.replace(
         it.draft,
         usage_day=usage_day,
@@ -174,13 +178,16 @@ def admitted(it: Admission, facts: PlanFacts, calendar: Calendar) -> UsageEvent:
     )
 
 
-def _days(it: Intake, calendar: Calendar, at_ms: int) -> tuple[str, str, str]:
-    """Return the caller's day and month at `at_ms`, Unix milliseconds, and the service's day."""
+def _days(it: Intake, calendar: Calendar, at_ms: int, service_at_ms: int) -> tuple[str, str, str]:
+    """Return the caller's day and month at `at_ms`, and the service's day at `service_at_ms`.
+
+    Both are Unix milliseconds.
+    """
     zone = it.principal.user.organization.time_zone
     return (
         calendar.at(Window.DAY, zone, at_ms).period_id,
         calendar.at(Window.MONTH, zone, at_ms).period_id,
-        calendar.at(Window.DAY, _UTC, at_ms).period_id,
+        calendar.at(Window.DAY, _UTC, service_at_ms).period_id,
     )
 
 

@@ -20,6 +20,7 @@ from tollkeeper.config.v1 import config_service_pb2 as pb
 from tollkeeper.config.v1 import config_service_pb2_grpc as pb_grpc
 from tollkeeper.config.v1 import resources_pb2
 
+from dataplane.changes import Changes
 from dataplane.control.channels import channel_to
 from dataplane.control.compile import InvalidConfigurationError, Quarantined, compile_snapshot
 from dataplane.control.counter_tasks import CounterTasks, Handler
@@ -48,8 +49,6 @@ _REFUSED: Final = (
 _MAX_NAMED_QUARANTINED: Final = 1_000
 # Silent for three heartbeats: dead.
 _HEARTBEATS_TO_DEATH: Final = 3
-# Who maintains the counters and whether they can be asked is told this soon.
-_LOOK_SECONDS: Final = 0.25
 _DEFAULT_HEARTBEAT_SECONDS: Final = 5.0
 # Answers are tiny and the control plane reads them at once.
 _MAX_OUTGOING: Final = 1_000
@@ -107,6 +106,8 @@ class Watch:
             is not known to be in the ledger; None when there is none.
         on_counter_task: Does what the control plane asks of the counters, one task at a time; it is
             cancelled with the stream. None: such tasks are met with silence.
+        changes: Noted by others whenever counters can or cannot be asked, or are maintained
+            elsewhere, and by this one with every configuration that it puts in force.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Watch:
         maintains_counters: Callable[[], bool] = lambda: False,
         oldest_unreported_ms: Callable[[], int | None] = lambda: None,
         on_counter_task: Handler | None = None,
+        changes: Changes | None = None,
     ) -> None:
         self._addresses = addresses
         self._node = node
@@ -132,6 +134,7 @@ class Watch:
         self._maintains_counters = maintains_counters
         self._oldest_unreported_ms = oldest_unreported_ms
         self._on_counter_task = on_counter_task
+        self._changes = changes or Changes()
         self._contents = EMPTY
         self.is_connected = False
 
@@ -146,6 +149,7 @@ class Watch:
             return False
         self._contents = contents
         self._current.replace(compiled.snapshot)
+        self._changes.note()
         return True
 
     async def run(self) -> None:
@@ -310,6 +314,7 @@ class Watch:
             raise RefusedTransferError(pb.NACK_REASON_INVALID, *error.problems) from error
         self._contents = contents
         self._current.replace(compiled.snapshot)
+        self._changes.note()
         self._on_applied(contents)
         return compiled.quarantined
 
@@ -357,8 +362,8 @@ class Watch:
         """Wait for the next heartbeat; what an administrator waits for is told at once."""
         told = self._told()
         ends_at = time.monotonic() + seconds
-        while (left := ends_at - time.monotonic()) > 0 and self._told() == told:  # noqa: ASYNC110 - flags of other tasks
-            await asyncio.sleep(min(left, _LOOK_SECONDS))
+        while (left := ends_at - time.monotonic()) > 0 and self._told() == told:
+            await self._changes.after(self._changes.number, left)
 
     def _told(self) -> tuple[bool, bool]:
         return self._maintains_counters(), self._are_limits_available()

@@ -6,7 +6,7 @@ month or for ever. Amounts are in the counter's unit; money is in nano-USD.
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from dataplane.domain.limiting import SubjectKind, Unit, Window
 
@@ -57,6 +57,17 @@ class CounterSum:
 
     counter: CounterName
     amount: int
+
+
+class Reading(NamedTuple):
+    """What a counter says in Redis; one that does not exist says nothing but zeros.
+
+    `held` is 0 but for money, `told_percent` the highest crossing that was told.
+    """
+
+    settled: int = 0
+    held: int = 0
+    told_percent: int = 0
 
 
 @dataclass(frozen=True, slots=True)

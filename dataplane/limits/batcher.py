@@ -5,7 +5,9 @@ lone operation leaves at the next turn of the event loop and waits for nobody.
 
 What happens when a call fails, and so its outcome is unknown:
 - an admit is sent once more with the same request id, within its deadline; after that its
-  caller is told that limits are unavailable and a release follows in the background;
+  caller is told that limits are unavailable and a release follows in the background. So it ends,
+  too, where it is denied while the first attempt may yet take effect: whoever is told of a
+  denial may ask again with the same id, and must not meet that release;
 - everything else is safe to repeat and waits in the background until Redis is back.
 
 While the counters are cold nothing is sent. Admits fail at once; what settles waits for the new
@@ -31,15 +33,19 @@ from dataplane.limits.operations import (
     Balance,
     Operation,
     Outcome,
+    Reply,
     decode,
     encode,
 )
 from dataplane.limits.patience import Deadline
-from dataplane.limits.pending import Deadlines, Pending
+from dataplane.limits.pending import Deadlines, Pending, Undo
 from dataplane.limits.queues import Queues
 from dataplane.limits.server_clock import ServerClock
 
 ADMIT_ATTEMPTS: Final = 2
+# For so much of the time that its call may take an admit has an effect. The rest is for what the
+# clock of Redis, as we reckon it, is ahead: a round trip.
+EFFECTIVE_SHARE: Final = 0.8
 # A timeout while our own loop was this late says nothing about Redis.
 LATE_LOOP_SECONDS: Final = 0.02
 # So often Redis is asked and looked at although nobody calls. A server that hangs is noticed after
@@ -127,6 +133,11 @@ class Batcher:
         self._wake.set()
         return future
 
+    def undo(self, operation: Admit) -> None:
+        """Give back in the background what an admit took whose caller will not be let in."""
+        self._queues.append_later(Undo(operation))
+        self._wake.set()
+
     def push(self, operation: Operation) -> None:
         """Queue an operation that nobody waits for; it keeps its order with admits."""
         self._queues.append(Pending(operation, None))
@@ -199,7 +210,9 @@ class Batcher:
     async def _run(self) -> None:
         while True:
             await self._ready()
-            if await self._opened():
+            if self._is_checking_up:
+                await self._look_and_call()
+            elif await self._opened():
                 batch = self._queues.take()
                 if batch or self._wants_call or self.availability.breaker.is_open:
                     self._in_flight = batch
@@ -207,6 +220,12 @@ class Batcher:
                     self._in_flight = []
             if not self.queued:
                 self._idle.set()
+
+    @property
+    def _is_checking_up(self) -> bool:
+        """Tell whether a look and a call are due, and nothing else is."""
+        is_due = self._wants_look and self._wants_call
+        return is_due and not (self._queues or self.availability.is_cold)
 
     async def _ready(self) -> None:
         """Return when there is work, when the breaker wants a probe, or to look at cold counters."""
@@ -240,6 +259,23 @@ class Batcher:
             return False
         return True
 
+    async def _look_and_call(self) -> None:
+        """Look and make a call without operations, in one exchange of messages."""
+        self._wants_look = False
+        packed, sent_at = self._encode([]), self._loop.time()
+        try:
+            reply = decode(await self._connection.look_and_run(*packed))
+        except Exception as error:
+            # Task boundary, as in `_opened`.
+            if not isinstance(error, (*RedisFailure, msgspec.MsgspecError)):
+                _logger.exception("the server of the counters could not be looked at")
+            self._note_failure(error)
+            return
+        if self._connection.is_cold:
+            self._note_cold()
+        else:
+            self._note_reply(reply, sent_at)
+
     def _note_cold(self) -> None:
         if not self.availability.is_cold:
             _logger.warning("limits unavailable: the counters are cold")
@@ -270,26 +306,34 @@ class Batcher:
             self._note_failure(error)
             self._requeue(batch)
             return False
+        self._note_reply(reply, sent_at)
+        for pending, answer in zip(batch, reply.answers, strict=True):
+            if isinstance(pending.operation, Admit):
+                self._admitted(pending, pending.operation, answer, reply.server_now_ms)
+            else:
+                self._finish(pending, answer, reply.now_ms)
+        return True
+
+    def _note_reply(self, reply: Reply, sent_at: float) -> None:
         self._deadlines.note_answer()
         self._note_answer(is_cold=False)
         self._wants_call = False
         self.clock.saw(reply, sent_at)
-        for pending, answer in zip(batch, reply.answers, strict=True):
-            if isinstance(pending.operation, Admit):
-                self._admitted(pending, pending.operation, answer)
-            else:
-                self._finish(pending, answer, reply.now_ms)
-        return True
 
     def _encode(self, batch: list[Pending]) -> tuple[list[str], list[bytes]]:
         for pending in batch:
             pending.attempts += 1
             if isinstance(pending.operation, Admit):
-                not_after = self._loop.time() + self._deadlines.left(pending)
+                # Before its call may fail: when the next attempt is answered, this one has no
+                # effect any more.
+                longest = EFFECTIVE_SHARE * self._connection.timeout_seconds
+                not_after = self._loop.time() + min(self._deadlines.left(pending), longest)
                 pending.operation.not_after_ms = self.clock.server_ms(not_after)
         return encode([pending.operation for pending in batch], self._keyspace)
 
-    def _admitted(self, pending: Pending, operation: Admit, answer: Answer) -> None:
+    def _admitted(
+        self, pending: Pending, operation: Admit, answer: Answer, server_now_ms: int
+    ) -> None:
         outcome = answer[0]
         if outcome in _HELD:
             if not pending.answer(answer):
@@ -303,10 +347,14 @@ class Batcher:
                 self._rebind(operation, self.clock.now_ms(self._loop.time()))
             self._queues.put_back(pending)
             return
-        if outcome == Outcome.DENY:
+        unknown_until_ms = pending.unknown_until_ms
+        if outcome == Outcome.DENY and (
+            unknown_until_ms is None or server_now_ms > unknown_until_ms
+        ):
+            # There was no reservation, and an earlier attempt would find that it is too late.
             pending.answer(answer)
-        else:
-            pending.fail(f"admit ended as {Outcome(outcome).name.lower()}")
+            return
+        pending.fail(f"admit ended as {Outcome(outcome).name.lower()}")
         if outcome == Outcome.FAULT:
             _logger.error("admit failed: %s", answer[1])
         if pending.is_unknown or outcome == Outcome.FAULT:
@@ -321,12 +369,13 @@ class Batcher:
                 self._loop.call_soon(self._on_crossing, crossing)
         if answer[0] == Outcome.COLD:
             self._wants_look = self._wants_call = True
-        if pending.future is not None:
+        if pending.future is not None or answer[0] != Outcome.FAULT:
             pending.answer(answer)
-        elif answer[0] == Outcome.FAULT:
-            # It would fail the same way again; the ledger knows what was spent.
-            self._faults += 1
-            _logger.error("%s failed: %s", type(operation).__name__, answer[1])
+            return
+        # It would fail the same way again; the ledger knows what was spent.
+        self._faults += 1
+        _logger.error("%s failed: %s", type(operation).__name__, answer[1])
+        pending.fail("it met a fault")
 
     def _requeue(self, batch: list[Pending]) -> None:
         for pending in reversed(batch):
@@ -334,7 +383,7 @@ class Batcher:
                 if not pending.is_abandoned:
                     self._queues.put_back(pending)
                 continue
-            pending.is_unknown = True
+            pending.unknown_until_ms = pending.operation.not_after_ms
             if self._may_retry(pending):
                 self._queues.put_back(pending)
                 continue

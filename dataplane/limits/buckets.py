@@ -53,14 +53,18 @@ class Halves:
 
     @classmethod
     def of(cls, plan: LayerPlan) -> Self:
-        """Return the halves of a plan; a half that is all of it is the plan itself."""
+        """Return the halves of a plan.
+
+        A half that is all of it is a plan of its own, too: whoever remembers halves as long as their
+        plan is used must not hold the plan with them.
+        """
         is_shared = [layer.subject_kind in SERVICE_KINDS for layer in plan.layers]
         tag = bucket_tag(plan.organization_id)
         whole = tuple(range(len(is_shared)))
         if not any(is_shared):
-            return cls(None, plan, tag, whole)
+            return cls(None, _part(plan, plan.layers), tag, whole)
         if all(is_shared):
-            return cls(plan, None, tag, whole)
+            return cls(_part(plan, plan.layers), None, tag, whole)
         order = sorted(whole, key=lambda place: not is_shared[place])
         places = tuple(order.index(place) for place in whole)
         first = sum(is_shared)

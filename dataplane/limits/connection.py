@@ -91,20 +91,24 @@ class RedisConnection:
         Raises:
             RedisError, OSError: Redis cannot be reached in time, or is a replica.
         """
-        async with _Attempt(self), Deadline(self.timeout_seconds):
-            await self.link.connect()  # type: ignore[no-untyped-call] # the library has no annotation here
-        async with _Attempt(self), Deadline(self.timeout_seconds):
-            server, replication, epoch = await self._read(
-                ("INFO", "server"), ("INFO", "replication"), ("GET", self._keyspace.epoch)
-            )
-            run_id = _RUN_ID.search(server)
-            if run_id is None:
-                raise RedisError("the server does not tell its run id")
-            if _REPLICA.search(replication):
-                # Its counters are of use to nobody; the next connect asks where the primary is.
-                raise ReadOnlyError("the server is a replica")
-        self.is_cold = not is_epoch_of(epoch, run_id[1].decode())
-        self.counter_epoch = b"" if self.is_cold else epoch
+        await self._look_and_read()
+
+    async def look_and_run(self, keys: Sequence[str], arguments: Sequence[bytes]) -> bytes:
+        """As `look` and then `run`, in one exchange of messages.
+
+        The script is called even if the counters turn out to be cold: for a call without operations
+        that depend on their epoch.
+
+        Raises:
+            RedisError, OSError: As `look` and `run`.
+        """
+        call: tuple[str | int | bytes, ...] = (len(keys), *keys, b"", *arguments)
+        try:
+            return _bytes(*await self._look_and_read(("EVALSHA", self._script.digest, *call)))
+        except NoScriptError:
+            # A script that is not known closed the connection.
+            await self.look()
+            return await self.run(keys, arguments)
 
     async def run(self, keys: Sequence[str], arguments: Sequence[bytes]) -> bytes:
         """Call the script with the counter epoch and `arguments`; return its packed answer.
@@ -125,11 +129,29 @@ class RedisConnection:
         """Close the connection; it may be opened again."""
         await self.link.disconnect()
 
+    async def _look_and_read(self, *commands: tuple[str | int | bytes, ...]) -> list[Any]:
+        """Look, and return the answers to commands that are sent with the questions."""
+        async with _Attempt(self), Deadline(self.timeout_seconds):
+            await self.link.connect()  # type: ignore[no-untyped-call] # the library has no annotation here
+        async with _Attempt(self), Deadline(self.timeout_seconds):
+            server, replication, epoch, *answers = await self._read(
+                ("INFO", "server"),
+                ("INFO", "replication"),
+                ("GET", self._keyspace.epoch),
+                *commands,
+            )
+            run_id = _RUN_ID.search(server)
+            if run_id is None:
+                raise RedisError("the server does not tell its run id")
+            if _REPLICA.search(replication):
+                # Its counters are of use to nobody; the next connect asks where the primary is.
+                raise ReadOnlyError("the server is a replica")
+        self.is_cold = not is_epoch_of(epoch, run_id[1].decode())
+        self.counter_epoch = b"" if self.is_cold else epoch
+        return answers
+
     async def _ask(self, *command: str | int | bytes) -> bytes:
-        [answer] = await self._read(command)
-        if not isinstance(answer, bytes):
-            raise RedisError("the script answered something else than bytes")
-        return answer
+        return _bytes(*await self._read(command))
 
     async def _read(self, *commands: tuple[str | int | bytes, ...]) -> list[Any]:
         """Return the answers to commands that are sent together; Any: what they are depends."""
@@ -138,6 +160,12 @@ class RedisConnection:
         packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type] # its stub names a tuple of one
         await self.link.send_packed_command(packed, check_health=False)
         return [await self.link.read_response() for _ in commands]
+
+
+def _bytes(answer: Any) -> bytes:
+    if not isinstance(answer, bytes):
+        raise RedisError("the script answered something else than bytes")
+    return answer
 
 
 class _Attempt:

@@ -28,10 +28,12 @@ from dataplane.domain.limiting import (
 )
 from dataplane.domain.periods import FOREVER_MS, Calendar
 
-LEASE_MS: Final = 30_000
-# Until another node reaps what a dead one left, that node settles it when it restarts:
-# a reservation that expired before would leave its hold behind.
-RESERVATION_MS: Final = 24 * 3_600_000
+# With a round of the reaper, what a dead process held is free within 30 s.
+LEASE_MS: Final = 25_000
+# A slot belongs to its request until that is settled, released or reaped: after an outage that
+# outlasts leases live streams go on, and nobody else may have their slots. Where nobody reaps, and
+# an outage lasts longer than this, a slot is free so long after its lease ran out.
+SLOT_GRACE_MS: Final = 3_600_000
 # A late settle corrects what a reaper charged for this long after its record was acknowledged.
 REAPED_MS: Final = 3_600_000
 # Until then the record is kept for so long: whoever reports it needs its meta.

@@ -11,10 +11,11 @@ from redis.exceptions import NoScriptError, RedisError
 
 from dataplane.limits.connection import is_epoch_of, new_epoch
 from dataplane.limits.counters import DEFAULT_HASH_TAG, Keyspace
-from dataplane.limits.operations import Answer, OpenEpoch, Operation, Outcome, Reply, decode, encode
+from dataplane.limits.operations import Answer, Operation, Outcome, Reply, decode, encode
 from dataplane.limits.queues import MAX_BATCH
 from dataplane.limits.script import Script, limiter_script
 from dataplane.limits.target import Target, pool_of, target_of
+from dataplane.limits.upkeep import OpenEpoch
 
 DESK_SECONDS: Final = 1.0
 

@@ -9,17 +9,14 @@ import contextlib
 from collections.abc import Callable
 from typing import Final, Self
 
+from dataplane.changes import Changes
 from dataplane.domain.breaker import BreakerState
+from dataplane.domain.denials import closed_denial
 from dataplane.domain.limiting import (
-    NEVER_MS,
     Demand,
-    Denial,
     Denied,
-    Layer,
     LayerPlan,
     LimitsUnavailable,
-    Standing,
-    Unit,
 )
 from dataplane.domain.quotas import LayerBalance
 from dataplane.limits.batcher import Batcher, ignore_crossing
@@ -124,6 +121,11 @@ class Limiter:
         return self._batcher.availability.since
 
     @property
+    def changes(self) -> Changes:
+        """Noted whenever `is_available` or `is_cold` may have changed."""
+        return self._batcher.availability.changes
+
+    @property
     def state(self) -> BreakerState:
         """The state of the breaker, which says nothing about cold counters."""
         return self._batcher.availability.breaker.state
@@ -144,7 +146,12 @@ class Limiter:
         return self._batcher.clock.behind_ms
 
     async def reserve(
-        self, request_id: str, plan: LayerPlan, demand: Demand, meta: bytes
+        self,
+        request_id: str,
+        plan: LayerPlan,
+        demand: Demand,
+        meta: bytes,
+        on_late_undo: Callable[[], None] | None = None,
     ) -> Reservation:
         """Reserve `demand` from every layer of `plan`, or from none.
 
@@ -156,6 +163,10 @@ class Limiter:
             plan: The request's layers.
             demand: The most it can take.
             meta: UTF-8 text for whoever finds the reservation after this process died.
+            on_late_undo: Called from the event loop when nothing was reserved for this caller in the
+                end, but others may have found it reserved for so long that they took this process
+                for dead, and charged and reported it: it was cut off from Redis for longer than a
+                lease. No more is charged by then, or will be when Redis is back.
 
         Raises:
             Denied: A layer was short; no counter has moved.
@@ -172,13 +183,14 @@ class Limiter:
             demand.cost_nanousd,
             meta,
             expected_nanousd=demand.expected_nanousd,
+            on_late_undo=on_late_undo,
         )
         future = self._batcher.admit(operation)
         try:
             answer = await future
         except asyncio.CancelledError:
             if _is_admitted(future):
-                self._batcher.push_later(Release(request_id, operation.bound))
+                self._batcher.undo(operation)
             raise
         if answer[0] == Outcome.DENY:
             raise Denied(denial_of(plan, operation.bound, answer))
@@ -245,6 +257,29 @@ class Limiter:
         if keys is None:
             return False
         operation = Settle(request_id, tokens, cost_nanousd, keys=keys)
+        return _was_found(await self._batcher.ask(operation, deadline_seconds))
+
+    async def release_again(
+        self,
+        request_id: str,
+        deadline_seconds: float = PATIENCE_SECONDS,
+        *,
+        organization_id: str = "",
+    ) -> bool:
+        """Give back what a former process reserved and released; idempotent.
+
+        Its organization matters where several servers count.
+
+        Returns:
+            Whether there was a reservation; false means that it was given back before.
+
+        Raises:
+            LimitsUnavailable: No answer in time; it may be repeated.
+        """
+        keys = await self._keys_of(request_id, deadline_seconds)
+        if keys is None:
+            return False
+        operation = Release(request_id, keys=keys)
         return _was_found(await self._batcher.ask(operation, deadline_seconds))
 
     async def balances(
@@ -334,16 +369,3 @@ def _is_admitted(future: asyncio.Future[Answer]) -> bool:
     if not future.done() or future.cancelled() or future.exception() is not None:
         return False
     return bool(future.result()[0] in (Outcome.OK, Outcome.DUPLICATE))
-
-
-def closed_denial(layer: Layer) -> Denial:
-    """Return the denial by a layer whose capacity is 0; Redis need not be asked."""
-    standing = Standing(layer=layer, remaining=0, reset_ms=NEVER_MS, period_id="")
-    is_money = layer.unit is Unit.SPEND
-    return Denial(
-        binding=standing,
-        is_never=True,
-        standings=(standing,),
-        settled_nanousd=0 if is_money else None,
-        held_nanousd=0 if is_money else None,
-    )

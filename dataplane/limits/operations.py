@@ -1,11 +1,11 @@
-"""The operations of the limiter's script, as they travel.
+"""The operations of the limiter's script, as they travel; those of maintenance are in `upkeep.py`.
 
 One call of the script carries a batch: the keys it may touch, and one packed
 argument with the operations and the plans they name. Requests of one API key
 share a plan, so that its layers and keys travel once per batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, Protocol
@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from dataplane.domain.limiting import LayerPlan
-from dataplane.limits.counters import COUNTER_FIELDS, BoundPlan, Keyspace
+from dataplane.limits.counters import BoundPlan, Keyspace
 
 
 class Verb(IntEnum):
@@ -37,6 +37,7 @@ class Verb(IntEnum):
     OPEN_EPOCH = 16
     RESET_CLOCK = 17
     CANCEL = 18
+    RAISE = 19
 
 
 class Outcome(IntEnum):
@@ -69,9 +70,10 @@ class Outcome(IntEnum):
 NO_FENCE: Final = -1
 
 
-# States of a reservation, as `Find` answers them.
+# States of a reservation, as `Find` answers them; one that is lost belongs to another counter epoch.
 HELD: Final = 1
 REAPED: Final = 2
+LOST: Final = 3
 
 # The counter epoch and the packed batch come before the texts.
 _FIXED_ARGUMENTS: Final = 2
@@ -84,9 +86,10 @@ Answer = list[Any]
 class Layout:
     """The keys, plans and texts of one batch, numbered as the script counts them: from 1."""
 
-    __slots__ = ("_bases", "_declared", "keys", "plans", "texts")
+    __slots__ = ("_bases", "_declared", "_keyspace", "keys", "plans", "texts")
 
     def __init__(self, keyspace: Keyspace) -> None:
+        self._keyspace = keyspace
         self.keys: list[str] = [
             keyspace.clock, keyspace.epoch, keyspace.leases, keyspace.reaped,
         ]  # fmt: skip
@@ -125,6 +128,20 @@ class Layout:
             self._declared.add(id(bound))
         return known
 
+    def request(
+        self, request_id: str, bound: BoundPlan | None = None, keys: Sequence[str] = ()
+    ) -> int:
+        """Declare a reservation and its counters; return the number of the reservation."""
+        number = self.key(self._keyspace.reservation(request_id))
+        if bound is not None:
+            self.declare(bound)
+        self.keys.extend(keys)
+        return number
+
+    def fence(self, fence: int) -> tuple[int, int]:
+        """Return the number of the key of the newest fence, and the caller's."""
+        return self.key(self._keyspace.fence), fence
+
 
 class Operation(Protocol):
     """One entry of a batch."""
@@ -144,7 +161,9 @@ class Admit:
     """Reserve from every layer or from none. Times are server milliseconds.
 
     Hard budgets hold `cost_nanousd`, soft ones `expected_nanousd` (None: the same). `meta` is
-    UTF-8 text for whoever finds the reservation after its owner died.
+    UTF-8 text for whoever finds the reservation after its owner died. `on_late_undo` is called, and
+    does not travel, when the admit was undone too late to keep a reaper from reporting it; it may
+    come for one that never took effect.
     Answers as told in `scripts/admit.lua`.
     """
 
@@ -156,6 +175,7 @@ class Admit:
     meta: bytes
     not_after_ms: int = 0
     expected_nanousd: int | None = None
+    on_late_undo: Callable[[], None] | None = None
 
     @property
     def soft_nanousd(self) -> int:
@@ -186,7 +206,7 @@ class Settle:
 
     Answers `[OK, crossings]`, or `[GONE]` when no reservation of this counter epoch is left.
     Crossings are `[key, percent, capacity, settled, held]` of each budget that came to 80 or
-    100 percent, once per counter and percentage; here, in `Reap` and in `Correct`.
+    100 percent, once per counter and percentage; here, in `Reap`, `Correct` and `Raise`.
     """
 
     request_id: str
@@ -197,7 +217,7 @@ class Settle:
 
     def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
         """Declare the reservation and its counters."""
-        key = _declare(layout, keyspace, self.request_id, self.bound, self.keys)
+        key = layout.request(self.request_id, self.bound, self.keys)
         return (int(Verb.SETTLE), key, self.request_id, self.tokens, self.cost_nanousd)
 
 
@@ -214,7 +234,7 @@ class Release:
 
     def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
         """Declare the reservation and its counters."""
-        key = _declare(layout, keyspace, self.request_id, self.bound, self.keys)
+        key = layout.request(self.request_id, self.bound, self.keys)
         return (int(Verb.RELEASE), key, self.request_id)
 
 
@@ -258,9 +278,9 @@ class Reap:
 
     def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
         """Declare the reservation and its counters."""
-        key = _declare(layout, keyspace, self.request_id, None, self.keys)
+        key = layout.request(self.request_id, None, self.keys)
         charged = -1 if self.charged_nanousd is None else self.charged_nanousd
-        fence = _fence(layout, keyspace, self.fence)
+        fence = layout.fence(self.fence)
         return (int(Verb.REAP), key, self.request_id, charged, *fence)
 
 
@@ -282,9 +302,10 @@ class Heartbeat:
 class Find:
     """Ask what a reservation holds.
 
-    Answers `[OK, state, [key, …], meta, [key, held, …]]` or `[GONE]`: `state` is `HELD` or `REAPED`,
-    the keys are all that a settle would move, the meta is text, and the last are the holds of
-    budgets in nano-USD; none when it was reaped or belongs to another counter epoch.
+    Answers `[OK, state, [key, …], meta, [key, held, …]]` or `[GONE]`: `state` is `HELD`, `REAPED` or
+    `LOST`, the keys are those of all counters that a settle would move (of one that is lost it moves
+    none but parallel sets), the meta is text, and the last are the holds of budgets in nano-USD; none
+    unless it is held.
     """
 
     request_id: str
@@ -320,179 +341,8 @@ class Extend:
 
     def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
         """Declare the reservation and its counters."""
-        key = _declare(layout, keyspace, self.request_id, self.bound, ())
+        key = layout.request(self.request_id, self.bound)
         return (int(Verb.EXTEND), key, self.expected_nanousd)
-
-
-@dataclass(frozen=True, slots=True)
-class Overdue:
-    """Ask for at most `limit` requests whose lease has run out, oldest first.
-
-    Answers `[OK, now, [request id, …]]`.
-    """
-
-    limit: int
-    request_id: str = ""
-
-    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
-        """Declare nothing."""
-        return (int(Verb.OVERDUE), self.limit)
-
-
-@dataclass(frozen=True, slots=True)
-class Unreported:
-    """Ask for at most `limit` reaped requests whose record may not be in the ledger, oldest first.
-
-    Answers `[OK, now, [request id, …]]`.
-    """
-
-    limit: int
-    request_id: str = ""
-
-    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
-        """Declare nothing."""
-        return (int(Verb.UNREPORTED), self.limit)
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """Take a reaped request off the list: its record is in the ledger.
-
-    A late settle can correct its charge for an hour more. Answers `[OK]`, or `[GONE]` when it is not listed.
-    """
-
-    request_id: str
-
-    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
-        """Declare the reservation."""
-        key = layout.key(keyspace.reservation(self.request_id))
-        return (int(Verb.FORGET), key, self.request_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Maintain:
-    """Take or renew the lease of the node that maintains the counters.
-
-    Answers `[OK, fence]`; the number rises whenever the lease is taken anew, even after the server
-    lost its data. `[TAKEN, node id]` while another node has it.
-    """
-
-    node_id: str
-    lease_ms: int
-    request_id: str = ""
-
-    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
-        """Declare the lease and its number."""
-        lease, fence = layout.key(keyspace.maintenance), layout.key(keyspace.fence)
-        return (int(Verb.MAINTAIN), lease, fence, self.node_id, self.lease_ms)
-
-
-@dataclass(frozen=True, slots=True)
-class Resign:
-    """Give up the maintenance lease. Answers `[OK]`, or `[GONE]` when `node_id` does not have it."""
-
-    node_id: str
-    request_id: str = ""
-
-    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
-        """Declare the lease."""
-        return (int(Verb.RESIGN), layout.key(keyspace.maintenance), self.node_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Correct:
-    """Set a counter of a calendar period, if it still is what the caller has read.
-
-    Answers `[OK, crossings]`; `[MOVED]` when it is something else by now; `[FENCED]`.
-
-    Attributes:
-        key: The counter; one that does not exist reads as 0 and is created.
-        code: `PERIOD_REQUESTS`, `PERIOD_TOKENS`, `SPEND` or `SOFT_SPEND`; both of the last are one.
-        settled_before: What it is; the count, for one that is not money.
-        settled: What it shall be.
-        held_before: What it holds; not read for one that is not money.
-        held: What it shall hold.
-        ends_ms: Limiter time at which its period ends; `FOREVER_MS` for a total.
-        fence: Of the maintenance lease.
-        capacity: Of the budget, for the crossings; 0 tells of none.
-    """
-
-    key: str
-    code: int
-    settled_before: int
-    settled: int
-    held_before: int
-    held: int
-    ends_ms: int
-    fence: int = NO_FENCE
-    capacity: int = 0
-    request_id: str = ""
-
-    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
-        """Declare the counter."""
-        return (
-            int(Verb.CORRECT),
-            layout.key(self.key),
-            self.code,
-            self.settled_before,
-            self.settled,
-            self.held_before,
-            self.held,
-            self.ends_ms,
-            self.capacity,
-            *_fence(layout, keyspace, self.fence),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Restore:
-    """Make a reservation anew while lost counters are rebuilt, and count what it holds.
-
-    Answers `[OK]`; `[DUPLICATE]` when it belongs to `epoch` already; `[RELEASED]`; `[FENCED]`.
-
-    Attributes:
-        request_id: The request.
-        counters: As in `Held`; rolling windows among them are left out, they start empty.
-        meta: As its admit had it.
-        admitted_at_ms: Limiter time of its admission.
-        epoch: The counter epoch that is being built.
-        fence: Of the maintenance lease.
-    """
-
-    request_id: str
-    counters: Sequence[int | str]
-    meta: bytes
-    admitted_at_ms: int
-    epoch: str
-    fence: int = NO_FENCE
-
-    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
-        """Declare the reservation and its counters."""
-        keys = [str(key) for key in self.counters[1::COUNTER_FIELDS]]
-        key = _declare(layout, keyspace, self.request_id, None, keys)
-        return (
-            int(Verb.RESTORE),
-            key,
-            self.request_id,
-            self.counters,
-            layout.text(self.meta),
-            self.admitted_at_ms,
-            self.epoch,
-            *_fence(layout, keyspace, self.fence),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class OpenEpoch:
-    """Open a counter epoch: the counters are right. Answers `[OK]` or `[FENCED]`."""
-
-    epoch: str
-    fence: int = NO_FENCE
-    request_id: str = ""
-
-    def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
-        """Declare nothing of its own."""
-        return (int(Verb.OPEN_EPOCH), self.epoch, *_fence(layout, keyspace, self.fence))
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,7 +354,7 @@ class ResetClock:
 
     def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
         """Declare nothing of its own."""
-        return (int(Verb.RESET_CLOCK), *_fence(layout, keyspace, self.fence))
+        return (int(Verb.RESET_CLOCK), *layout.fence(self.fence))
 
 
 @dataclass(frozen=True, slots=True)
@@ -541,22 +391,3 @@ def decode(reply: bytes) -> Reply:
     """
     server_now_ms, now_ms, answers = _DECODER.decode(reply)
     return Reply(server_now_ms, now_ms, answers)
-
-
-def _declare(
-    layout: Layout,
-    keyspace: Keyspace,
-    request_id: str,
-    bound: BoundPlan | None,
-    keys: Sequence[str],
-) -> int:
-    number = layout.key(keyspace.reservation(request_id))
-    if bound is not None:
-        layout.declare(bound)
-    layout.keys.extend(keys)
-    return number
-
-
-def _fence(layout: Layout, keyspace: Keyspace, fence: int) -> tuple[int, int]:
-    """Return the number of the key of the newest fence, and the caller's."""
-    return (layout.key(keyspace.fence), fence)

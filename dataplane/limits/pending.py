@@ -1,21 +1,33 @@
 """Operations that wait for an answer of Redis, and for how long their callers do."""
 
 import asyncio
+import logging
 from collections import deque
 from typing import Final
 
 from dataplane.domain.limiting import LimitsUnavailable
-from dataplane.limits.operations import Admit, Answer, Operation
+from dataplane.limits.counters import LEASE_MS
+from dataplane.limits.operations import Admit, Answer, Operation, Release
 from dataplane.limits.patience import TICK_SECONDS, AttentiveClock
 
 # How long a caller waits while Redis answers nobody, retry included.
 ADMIT_SECONDS: Final = 0.1
+# An undo that took longer may come after a reaper. Half a lease: the clock of Redis is not ours.
+LATE_UNDO_SECONDS: Final = LEASE_MS / 2000
+
+_logger = logging.getLogger(__name__)
 
 
 class Pending:
-    """An operation that waits, and who waits for it."""
+    """An operation that waits, and who waits for it.
 
-    __slots__ = ("attempts", "deadline", "future", "is_unknown", "operation")
+    Attributes:
+        attempts: How many calls carried it.
+        unknown_until_ms: Of an admit that a failed call carried: it has taken effect, or may until
+            then, by the server's clock; None: there was no such call.
+    """
+
+    __slots__ = ("attempts", "deadline", "future", "operation", "unknown_until_ms")
 
     def __init__(
         self, operation: Operation, future: asyncio.Future[Answer] | None, deadline: float = 0.0
@@ -24,8 +36,12 @@ class Pending:
         self.future = future
         self.deadline = deadline
         self.attempts = 0
-        # A call that carried it failed: it may or may not have taken effect.
-        self.is_unknown = False
+        self.unknown_until_ms: int | None = None
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether an earlier attempt may or may not have taken effect."""
+        return self.unknown_until_ms is not None
 
     @property
     def is_abandoned(self) -> bool:
@@ -43,6 +59,41 @@ class Pending:
         """Tell whoever waits that there will be no answer."""
         if self.future is not None and not self.future.done():
             self.future.set_exception(LimitsUnavailable(reason))
+
+
+class Undo(Pending):
+    """The release of an admit whose caller was never let in.
+
+    A node that is cut off from Redis for longer than a lease comes too late: a reaper has charged the
+    reservation and reported that its process died. Whoever asked for the admit hears of an undo that
+    took so long, and of one that is given up (`Admit.on_late_undo`).
+    """
+
+    __slots__ = ("_admit", "_since")
+
+    def __init__(self, admit: Admit) -> None:
+        super().__init__(Release(admit.request_id, admit.bound), None)
+        self._admit = admit
+        self._since = asyncio.get_running_loop().time()
+
+    def answer(self, answer: Answer) -> bool:
+        """Note that Redis has answered; nobody waits for that."""
+        if asyncio.get_running_loop().time() - self._since >= LATE_UNDO_SECONDS:
+            self._tell()
+        return False
+
+    def fail(self, reason: str) -> None:
+        """Note that it is given up: the reaper will find the reservation, if there is one."""
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._admit.on_late_undo is None:
+            return
+        try:
+            self._admit.on_late_undo()
+        except Exception:
+            # Boundary: a fault of theirs must neither stop the limiter nor keep others from answers.
+            _logger.exception("a late undo could not be told of")
 
 
 class Deadlines:

@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from dataplane.limits.operations import Admit, Balance, Release
-from dataplane.limits.pending import Pending
+from dataplane.limits.operations import Admit, Balance
+from dataplane.limits.pending import Pending, Undo
 
 # A call of 64 admits of 13 layers keeps the server for 2 to 3 ms.
 MAX_BATCH: Final = 64
@@ -59,7 +59,7 @@ class Queues:
     def undo(self, pending: Pending) -> None:
         """Queue what undoes an admit, whatever became of it; nothing for other operations."""
         if isinstance(pending.operation, Admit):
-            self.append_later(_undoing(pending.operation))
+            self.append_later(Undo(pending.operation))
 
     def put_back(self, pending: Pending) -> None:
         """Queue an admit that is tried again, or an operation of a call that failed, first."""
@@ -102,8 +102,4 @@ def _without_readers(queue: Iterable[Pending], reason: str) -> Iterator[Pending]
             continue
         pending.fail(reason)
         if pending.is_unknown and isinstance(pending.operation, Admit):
-            yield _undoing(pending.operation)
-
-
-def _undoing(operation: Admit) -> Pending:
-    return Pending(Release(operation.request_id, operation.bound), None)
+            yield Undo(pending.operation)

@@ -27,6 +27,9 @@ class Limiter(Protocol):
     ) -> bool:
         """Settle a request from its record; return whether there was a reservation."""
 
+    async def release_again(self, request_id: str, *, organization_id: str) -> bool:
+        """Give back what a request reserved; return whether there was a reservation."""
+
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
@@ -35,7 +38,7 @@ class Leftover:
     request_id: str
     tokens: int
     charged_nanousd: int
-    is_abandoned: bool
+    state: UsageState
     organization_id: str = ""
 
     @classmethod
@@ -45,13 +48,13 @@ class Leftover:
             event.request_id,
             event.usage.total_tokens,
             event.charged_nanousd,
-            event.state is UsageState.ABANDONED,
+            event.state,
             event.organization_id,
         )
 
 
 async def settle_leftovers(limiter: Limiter, leftovers: Iterable[Leftover]) -> None:
-    """Settle requests of a former process at what their records charge.
+    """Settle requests of a former process at what their records charge, or give them back.
 
     Idempotent: what was settled before stays as it is. It goes on until Redis has answered for
     each of them; counters that are cold answer nothing before they are rebuilt.
@@ -66,17 +69,20 @@ async def settle_leftovers(limiter: Limiter, leftovers: Iterable[Leftover]) -> N
 async def _until_answered(limiter: Limiter, leftover: Leftover) -> bool:
     while True:
         try:
-            if leftover.is_abandoned:
-                return await limiter.forfeit(
-                    leftover.request_id,
-                    leftover.charged_nanousd,
-                    organization_id=leftover.organization_id,
-                )
-            return await limiter.settle_again(
-                leftover.request_id,
-                leftover.tokens,
-                leftover.charged_nanousd,
-                organization_id=leftover.organization_id,
-            )
+            return await _settle(limiter, leftover)
         except LimitsUnavailable:
             await asyncio.sleep(_RETRY_SECONDS)
+
+
+async def _settle(limiter: Limiter, it: Leftover) -> bool:
+    whose = it.organization_id
+    match it.state:
+        case UsageState.ABANDONED:
+            return await limiter.forfeit(it.request_id, it.charged_nanousd, organization_id=whose)
+        case UsageState.RELEASED:
+            # A settlement of nothing would leave it counted as a request.
+            return await limiter.release_again(it.request_id, organization_id=whose)
+        case _:
+            return await limiter.settle_again(
+                it.request_id, it.tokens, it.charged_nanousd, organization_id=whose
+            )

@@ -104,6 +104,11 @@ class Reservation:
         return self._admit.request_id
 
     @property
+    def service_admitted_at_ms(self) -> int:
+        """Limiter time of its admission where organizations share counters: here they have one clock."""
+        return self.admitted_at_ms
+
+    @property
     def bound(self) -> BoundPlan:
         """The keys that hold it."""
         return self._admit.bound

@@ -10,7 +10,7 @@ from typing import Final
 from dataplane.domain.limiting import NEVER_MS
 from dataplane.domain.periods import FOREVER_MS
 from dataplane.limits import counters
-from dataplane.limits.operations import HELD, NO_FENCE, REAPED, Outcome, Verb
+from dataplane.limits.operations import HELD, LOST, NO_FENCE, REAPED, Outcome, Verb
 
 _COMMON_PARTS: Final = ("counters", "admit", "settle", "release", "heartbeat")
 # Made only when a batch has one of them: a function that is made in every call costs every call.
@@ -29,7 +29,7 @@ _CONSTANTS: Final[dict[str, int | str]] = {
     "COUNTER_FIELDS": counters.COUNTER_FIELDS,
     "SLOTS": counters.SLOTS,
     "LEASE_MS": counters.LEASE_MS,
-    "RESERVATION_MS": counters.RESERVATION_MS,
+    "SLOT_GRACE_MS": counters.SLOT_GRACE_MS,
     "REAPED_MS": counters.REAPED_MS,
     "UNREPORTED_MS": counters.UNREPORTED_MS,
     "TOMBSTONE_MS": counters.TOMBSTONE_MS,
@@ -49,6 +49,7 @@ _CONSTANTS: Final[dict[str, int | str]] = {
     "TOMBSTONE": "released",
     "HELD": HELD,
     "REAPED": REAPED,
+    "LOST": LOST,
     # A record: {state, counter epoch, admitted at, nexts, pairs packed, counters, meta}.
     "RECORD_STATE": 1,
     "RECORD_EPOCH": 2,

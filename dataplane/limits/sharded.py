@@ -18,7 +18,9 @@ import contextlib
 from collections.abc import Callable
 from typing import Final, Self
 
+from dataplane.changes import Changes
 from dataplane.domain.breaker import BreakerState
+from dataplane.domain.denials import closed_denial
 from dataplane.domain.limiting import Demand, Denied, LayerPlan, LimitsUnavailable
 from dataplane.domain.quotas import LayerBalance
 from dataplane.limits.batcher import ignore_crossing
@@ -30,7 +32,7 @@ from dataplane.limits.buckets import (
 )
 from dataplane.limits.connection import TIMEOUT_SECONDS
 from dataplane.limits.crossings import Crossing
-from dataplane.limits.limiter import PATIENCE_SECONDS, Limiter, closed_denial
+from dataplane.limits.limiter import PATIENCE_SECONDS, Limiter
 from dataplane.limits.reservation import Held, Reservation
 from dataplane.limits.split_reservation import SplitReservation, whole_denial
 from dataplane.limits.topology import TargetOf
@@ -113,6 +115,11 @@ class ShardedLimiter:
         return self.shared.available_since
 
     @property
+    def changes(self) -> Changes:
+        """Noted whenever `is_available`, `is_cold` or `tags` may have changed."""
+        return self.shared.changes
+
+    @property
     def state(self) -> BreakerState:
         """The state of the breaker on the server of the shared counters."""
         return self.shared.state
@@ -162,7 +169,12 @@ class ShardedLimiter:
         return await asyncio.shield(opening)
 
     async def reserve(
-        self, request_id: str, plan: LayerPlan, demand: Demand, meta: bytes
+        self,
+        request_id: str,
+        plan: LayerPlan,
+        demand: Demand,
+        meta: bytes,
+        on_late_undo: Callable[[], None] | None = None,
     ) -> Reservation | SplitReservation:
         """Reserve `demand` from every layer of `plan`, or in the end from none.
 
@@ -178,10 +190,10 @@ class ShardedLimiter:
             raise Denied(closed_denial(plan.closed_layer))
         halves = self._divider.halves_of(plan)
         if halves.own is None:
-            return await self.shared.reserve(request_id, plan, demand, meta)
+            return await self.shared.reserve(request_id, plan, demand, meta, on_late_undo)
         own_limiter = self._limiters.get(halves.tag) or await self.open(halves.tag)
         if halves.shared is None:
-            return await own_limiter.reserve(request_id, plan, demand, meta)
+            return await own_limiter.reserve(request_id, plan, demand, meta, on_late_undo)
         if not own_limiter.is_available:
             await self._warmed(halves.tag)
         if not own_limiter.is_available:
@@ -193,7 +205,8 @@ class ShardedLimiter:
         with contextlib.ExitStack() as stack:
             stack.callback(shared.cancel)
             try:
-                own = await own_limiter.reserve(request_id, halves.own, demand, meta)
+                # Nobody makes a record of a shared half: only this one can come too late.
+                own = await own_limiter.reserve(request_id, halves.own, demand, meta, on_late_undo)
             except Denied as denied:
                 denial = whole_denial(denied.denial, halves, shared, demand)
                 raise Denied(denial) from None
@@ -231,6 +244,20 @@ class ShardedLimiter:
         """Settle both halves of a request of a former process; as `Limiter.settle_again`."""
         found = [
             await each.settle_again(request_id, tokens, cost_nanousd, deadline_seconds)
+            for each in await self._both(organization_id)
+        ]
+        return any(found)
+
+    async def release_again(
+        self,
+        request_id: str,
+        deadline_seconds: float = PATIENCE_SECONDS,
+        *,
+        organization_id: str = "",
+    ) -> bool:
+        """Give back both halves of a request of a former process; as `Limiter.release_again`."""
+        found = [
+            await each.release_again(request_id, deadline_seconds)
             for each in await self._both(organization_id)
         ]
         return any(found)
@@ -277,6 +304,7 @@ class ShardedLimiter:
                 on_crossing=self._on_crossing,
             )
         self._limiters[hash_tag] = limiter
+        self.changes.note()
         if limiter.is_cold:
             warming = asyncio.create_task(self._warm(limiter), name="limits-warm")
             self._warming[hash_tag] = warming

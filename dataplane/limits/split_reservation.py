@@ -15,12 +15,20 @@ class SplitReservation:
     is away, one half is ahead of the other.
     """
 
-    __slots__ = ("_halves", "_own", "_shared", "_standings", "admitted_at_ms")
+    __slots__ = (
+        "_halves",
+        "_own",
+        "_shared",
+        "_standings",
+        "admitted_at_ms",
+        "service_admitted_at_ms",
+    )
 
     def __init__(self, halves: Halves, shared: Reservation, own: Reservation) -> None:
         """Hold both; made by the limiter only."""
-        # Limiter time of the organization's counters: it says in which periods the request counts.
+        # Limiter time of either half: it says in which periods the request counts there.
         self.admitted_at_ms = own.admitted_at_ms
+        self.service_admitted_at_ms = shared.admitted_at_ms
         self._halves = halves
         self._shared = shared
         self._own = own

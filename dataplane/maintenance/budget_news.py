@@ -4,13 +4,12 @@ import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final  # Any: what an answer of the script holds
 
-from dataplane.domain.counters import BudgetEvent, CounterName
+from dataplane.domain.counters import BudgetEvent, CounterName, Reading
 from dataplane.domain.entitlements import address_digest
 from dataplane.domain.limiting import Layer, SubjectKind, Unit
 from dataplane.domain.principals import Principal, SubjectLimits
 from dataplane.domain.snapshot import Snapshot
 from dataplane.limits.counters import Keyspace
-from dataplane.maintenance.counter_table import Reading
 from dataplane.maintenance.ports import Reporter
 
 _PERCENTAGES: Final = (80, 100)

@@ -6,11 +6,12 @@ from typing import Any, Final, NamedTuple, TypeVar  # Any: what the client libra
 
 from redis.exceptions import RedisError
 
-from dataplane.domain.counters import CounterName
+from dataplane.domain.counters import CounterName, Reading
 from dataplane.domain.limiting import LayerKind
 from dataplane.domain.sums import latest_end_ms
 from dataplane.limits.counters import counter_code, layer_kind
-from dataplane.limits.operations import Answer, Correct
+from dataplane.limits.operations import Answer
+from dataplane.limits.upkeep import Correct, Raise
 from dataplane.maintenance.ports import Desk
 from dataplane.maintenance.terms import unfenced
 
@@ -19,15 +20,6 @@ BATCH: Final = 250
 # Operations in one call of the script: a millisecond of the server.
 OPERATIONS: Final = 64
 T = TypeVar("T")
-
-
-class Reading(NamedTuple):
-    """What a counter says; `held` is 0 but for money, `told_percent` the highest crossing told."""
-
-    settled: int = 0
-    held: int = 0
-    told_percent: int = 0
-    exists: bool = False
 
 
 class Place(NamedTuple):
@@ -105,8 +97,8 @@ class CounterTable:
             for each in places
         ]
 
-    async def correct(self, corrections: Iterable[Correct]) -> list[Answer]:
-        """Set counters, each only if it still is what was read; return the answers in order.
+    async def correct(self, corrections: Iterable[Correct | Raise]) -> list[Answer]:
+        """Set counters; return the answers in order.
 
         Raises:
             FencedError: The caller's term is over.
@@ -150,11 +142,30 @@ def correction(
     )
 
 
+def raising(
+    place: Place, settled: int, fence: int, capacity: int = 0, *, counts_held: bool
+) -> Raise:
+    """Return the operation that raises a counter to `settled`, whatever it is by then.
+
+    With `counts_held` a budget is left as it is when what it holds makes up for what it lacks.
+    """
+    key, counter = place
+    return Raise(
+        key=key,
+        code=counter_code(counter),
+        settled=settled,
+        counts_held=counts_held,
+        ends_ms=latest_end_ms(counter.window, counter.period_id),
+        fence=fence,
+        capacity=capacity,
+    )
+
+
 def _count(value: Any) -> Reading | None:
     if value is None:
         return Reading()
     try:
-        return Reading(int(value), exists=True)
+        return Reading(int(value))
     except ValueError:
         return None
 
@@ -166,4 +177,4 @@ def _budget(values: Any) -> Reading | None:
         settled, held, told = (int(each or 0) for each in values)
     except ValueError:
         return None
-    return Reading(settled, held, told, exists=any(each is not None for each in values))
+    return Reading(settled, held, told)

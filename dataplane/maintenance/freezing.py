@@ -34,7 +34,10 @@ class Freezer:
         frozen_seconds: float = FROZEN_SECONDS,
         look_seconds: float = LOOK_SECONDS,
     ) -> None:
-        """Speak for the process of `limiter` and `reporter`."""
+        """Speak for the process of `limiter` and `reporter`.
+
+        While the counters are cold, Redis is asked for a rebuild every `look_seconds`.
+        """
         self._handovers = handovers
         self._limiter = limiter
         self._reporter = reporter
@@ -48,9 +51,10 @@ class Freezer:
 
     async def run(self) -> None:
         """Watch until cancelled; reporting goes on then."""
+        changes = self._limiter.changes
         try:
             while True:
-                await asyncio.sleep(self._look_seconds)
+                seen = changes.number
                 try:
                     await self._look()
                 except Exception as error:
@@ -62,6 +66,8 @@ class Freezer:
                     self._served = ""
                 else:
                     self._failures = 0
+                # Only cold counters are rebuilt: before that there is nothing to ask Redis for.
+                await changes.after(seen, self._look_seconds if self._limiter.is_cold else None)
         finally:
             self._thaw()
 

@@ -6,6 +6,7 @@ are lost; one of them at a time holds the lease, and reaps, compares and rebuild
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from dataplane.maintenance.verifying import BETWEEN_SECONDS, Verification, Verif
 # One duty that takes longer has met something that does not end; it begins anew.
 _DUTY_SECONDS: Final = 300.0
 _GOODBYE_SECONDS: Final = 2.0
+# Between two duties: whatever waited for the first one comes before the second.
+_REST_SECONDS: Final = 0.1
 # After trouble: what is behind is raised when two rounds running have found it.
 _SOON_ROUNDS: Final = 2
 # So much of the time may be spent on comparing.
@@ -48,16 +51,17 @@ class Pace:
     """How often, how long: seconds, but for `lease_ms` and `seen_within_ms`.
 
     `beat` is between two renewals of lease and presence, `look` between two looks at whether there is
-    something to do, `reap` between two rounds of the reaper. A round of comparison follows the last one
+    something to do that nobody told of, `reap` between two rounds of the reaper. A round of comparison follows the last one
     after `reconcile_least` to `reconcile_most`, the longer the more it took, and after trouble `soon`. `quiet` is how long
     nothing is reaped after an outage, in which the leases of live streams ran out. `rebuild_wait` is for
     nodes that do not hand over, `frozen` for how long one stands still at most, `between` is between
     the two readings of a verification. `retry` is after a failure,
-    `freeze_look` between two looks at whether a rebuild wants something of this node.
+    `freeze_look` between two looks, while counters are cold, at whether a rebuild wants something of
+    this node.
     """
 
     beat: float = 5.0
-    look: float = 0.1
+    look: float = 1.0
     reap: float = 5.0
     reconcile_least: float = 10.0
     reconcile_most: float = 60.0
@@ -70,6 +74,19 @@ class Pace:
     freeze_look: float = LOOK_SECONDS
     lease_ms: int = 15_000
     seen_within_ms: int = SEEN_WITHIN_MS
+
+
+@dataclass(slots=True)
+class _Agenda:
+    """When a term's duties are due, by the loop's clock; nothing is before `retry_at`.
+
+    The next `soon_rounds` of comparison follow each other soon.
+    """
+
+    reap_at: float
+    reconcile_at: float
+    retry_at: float
+    soon_rounds: int = 0
 
 
 class NotMaintainingError(Exception):
@@ -133,8 +150,9 @@ class Maintainer:
         )
         self._capacities: Capacities | None = None
         self._failures: dict[str, int] = {}
+        self._changes = limiter.changes
         # A process that begins cannot know what was before.
-        self._troubled_at = self._loop.time()
+        self._began_at = self._loop.time()
 
     @property
     def is_holder(self) -> bool:
@@ -178,6 +196,10 @@ class Maintainer:
                 # A peer takes over when the lease ends, whatever becomes of this.
                 async with asyncio.timeout(_GOODBYE_SECONDS):
                     await self._lease.resign()
+
+    def wake(self) -> None:
+        """See that another configuration is looked at now, and not only after a while."""
+        self._changes.note()
 
     async def leave(self) -> None:
         """Take this node off the list of nodes, unless it has something left to report.
@@ -246,10 +268,8 @@ class Maintainer:
         next_beat_at = 0.0
         was_cold = False
         while True:
-            now = self._loop.time()
+            seen, now = self._changes.number, self._loop.time()
             is_cold = self._limiter.is_cold
-            if is_cold or not self._limiter.is_available:
-                self._troubled_at = now
             if now >= next_beat_at or (is_cold and not was_cold):
                 # Lost counters wait for nobody: with them the lease may be lost.
                 was_beaten = await self._attempt("beat", self._beat())
@@ -258,20 +278,21 @@ class Maintainer:
                     wait = min(wait, self._pace.retry)
                 next_beat_at = now + wait
             was_cold = is_cold
-            await asyncio.sleep(self._pace.look)
+            await self._changes.after(seen, next_beat_at - self._loop.time())
 
     async def _beat(self) -> None:
         oldest_ms = self._reporter.oldest_unreported_ms
         await self._registry.announce(None if oldest_ms is None else self._clock_ms() - oldest_ms)
         if self._current_snapshot() is not None:
             await self._lease.renew()
-        if self.is_holder:
+        if self.is_holder and not self._limiter.is_cold:
             # Remembered: when the data of Redis is lost, so is the list.
             await self._registry.read()
 
     async def _serve_terms(self) -> None:
         while True:
             term = await self._lease.next_term()
+            self._changes.note()  # of `is_holder`
             self._seeder.forget()
             duties = asyncio.create_task(self._duties(term.fence), name="maintenance-term")
             ended = asyncio.create_task(term.ended.wait())
@@ -279,52 +300,78 @@ class Maintainer:
                 await asyncio.wait({duties, ended}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 await stop(duties, ended)
+                self._changes.note()
 
     async def _duties(self, fence: int) -> None:
         """Do what is due, one thing at a time, until the term ends."""
-        pace, clock = self._pace, self._loop.time
-        reap_at = reconcile_at = retry_at = clock()
-        soon = 0
+        now = self._loop.time()
+        agenda = _Agenda(reap_at=now, reconcile_at=now, retry_at=now)
         while True:
-            await asyncio.sleep(pace.look)
-            snapshot = self._current_snapshot()
-            if snapshot is None or clock() < retry_at:
-                continue
-            is_well = True
-            if self._limiter.is_cold:
-                is_well = await self._attempt("rebuild", self._rebuild(snapshot, fence))
-                # What nobody handed over is in the ledger a moment later.
-                reconcile_at, soon = clock() + pace.soon, _SOON_ROUNDS
-            elif not self._limiter.is_available:
-                # What was served without counters is in none of them, and some may not exist yet.
-                self._seeder.forget()
-                reconcile_at, soon = clock(), _SOON_ROUNDS
-                continue
-            elif clock() >= reap_at and clock() >= self._troubled_at + pace.quiet:
-                is_well = await self._while_warm("reap", self._reaper.round(fence))
-                reap_at = clock() + pace.reap
-            elif self._seeder.is_due(snapshot):
-                is_well = await self._while_warm("seed", self._seed(snapshot, fence))
-            elif clock() >= reconcile_at:
-                began_at = clock()
-                is_well = await self._while_warm("reconcile", self._compare(snapshot, fence))
-                wait = max(pace.reconcile_least, (clock() - began_at) / _SHARE)
-                reconcile_at = clock() + (pace.soon if soon else min(pace.reconcile_most, wait))
-                soon = max(0, soon - 1)
-            if not is_well:
-                retry_at = clock() + pace.retry
+            seen = self._changes.number
+            wait_seconds = await self._do_next(agenda, fence)
+            await self._changes.after(seen, min(wait_seconds, self._pace.look))
+
+    async def _do_next(self, agenda: _Agenda, fence: int) -> float:
+        """Do what is due, if anything; return how many seconds from now on nothing else is."""
+        limiter, snapshot, now = self._limiter, self._current_snapshot(), self._loop.time()
+        if not (limiter.is_available or limiter.is_cold):
+            # What was served without counters is in none of them, and some may not exist yet.
+            self._seeder.forget()
+            agenda.reconcile_at, agenda.soon_rounds = now, _SOON_ROUNDS
+            return math.inf
+        if snapshot is None:
+            return math.inf
+        if now < agenda.retry_at:
+            return agenda.retry_at - now
+        if limiter.is_cold:
+            is_well = await self._attempt("rebuild", self._rebuild(snapshot, fence))
+            # What nobody handed over is in the ledger a moment later.
+            agenda.reconcile_at = self._loop.time() + self._pace.soon
+            agenda.soon_rounds = _SOON_ROUNDS
+            wait_seconds = self._pace.retry  # unless the limiter, too, sees them rebuilt before
+        else:
+            is_well, wait_seconds = await self._do_while_warm(agenda, snapshot, fence)
+        if not is_well:
+            agenda.retry_at = self._loop.time() + self._pace.retry
+        return wait_seconds
+
+    async def _do_while_warm(
+        self, agenda: _Agenda, snapshot: Snapshot, fence: int
+    ) -> tuple[bool, float]:
+        """As `_do_next`, while the counters can be asked; return also whether it was done."""
+        pace, clock = self._pace, self._loop.time
+        began_at, is_well = clock(), True
+        # In an outage the leases of live streams run out.
+        quiet_at = max(self._began_at, self._limiter.available_since) + pace.quiet
+        reap_at = max(agenda.reap_at, quiet_at)
+        if began_at >= reap_at:
+            is_well = await self._while_warm("reap", self._reaper.round(fence))
+            agenda.reap_at = clock() + pace.reap
+        elif self._seeder.is_due(snapshot):
+            is_well = await self._while_warm("seed", self._seed(snapshot, fence))
+        elif began_at >= agenda.reconcile_at:
+            is_well = await self._while_warm("reconcile", self._compare(snapshot, fence))
+            wait = max(pace.reconcile_least, (clock() - began_at) / _SHARE)
+            wait = pace.soon if agenda.soon_rounds else min(pace.reconcile_most, wait)
+            agenda.reconcile_at = clock() + wait
+            agenda.soon_rounds = max(0, agenda.soon_rounds - 1)
+        else:
+            return True, min(reap_at, agenda.reconcile_at) - began_at
+        return is_well, _REST_SECONDS
 
     async def _while_warm(self, duty: str, work: Coroutine[object, object, object]) -> bool:
         """Do something as `_attempt`, but drop it when the counters are lost: a rebuild must not wait."""
         task = asyncio.create_task(self._attempt(duty, work), name=f"maintenance-{duty}")
+        cold = asyncio.create_task(self._until_cold())
         try:
-            while not task.done():
-                await asyncio.wait({task}, timeout=self._pace.look)
-                if self._limiter.is_cold:
-                    break
+            await asyncio.wait({task, cold}, return_when=asyncio.FIRST_COMPLETED)
             return task.done() and task.result()
         finally:
-            await stop(task)
+            await stop(task, cold)
+
+    async def _until_cold(self) -> None:
+        while not self._limiter.is_cold:
+            await self._changes.after(self._changes.number)
 
     async def _rebuild(self, snapshot: Snapshot, fence: int) -> None:
         async with self._turns:

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from redis.asyncio import Redis
 
+from dataplane.changes import Changes
 from dataplane.domain.calls import UsageEvent
 from dataplane.domain.counters import (
     BudgetEvent,
@@ -48,6 +49,14 @@ class Limiter(Protocol):
     @property
     def is_cold(self) -> bool:
         """Return whether Redis answers, but its counters wait for being rebuilt."""
+
+    @property
+    def available_since(self) -> float:
+        """Return when the last outage ended, by the loop's clock in seconds; see `is_available` first."""
+
+    @property
+    def changes(self) -> Changes:
+        """Return what is noted whenever one of these may have changed."""
 
     def in_flight(self) -> Sequence[Held]:
         """Return what this process' requests in flight hold at this moment."""

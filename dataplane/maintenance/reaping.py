@@ -20,7 +20,8 @@ from dataplane.domain.limiting import Window
 from dataplane.domain.sums import SERVICE_KINDS
 from dataplane.limits.buckets import is_shared_half
 from dataplane.limits.counters import Keyspace
-from dataplane.limits.operations import Answer, Find, Forget, Outcome, Overdue, Reap, Unreported
+from dataplane.limits.operations import Answer, Find, Outcome, Reap
+from dataplane.limits.upkeep import Forget, Overdue, Unreported
 from dataplane.maintenance.budget_news import BudgetNews
 from dataplane.maintenance.counter_table import OPERATIONS, parts_of
 from dataplane.maintenance.ports import Desk, Reporter
@@ -59,11 +60,14 @@ class Reaper:
             LedgerUnavailable: They stay listed.
             RedisError, OSError: Redis did not answer; anything may be repeated.
         """
-        await self._reap(fence)
-        await self._report()
+        overdue, listed = await self._desk.run(Overdue(MAX_REAPED), Unreported(MAX_REAPED))
+        if overdue[2]:
+            await self._reap(overdue, fence)
+            [listed] = await self._desk.run(Unreported(MAX_REAPED))
+        if listed[2]:
+            await self._report(listed)
 
-    async def _reap(self, fence: int) -> None:
-        [overdue] = await self._desk.run(Overdue(MAX_REAPED))
+    async def _reap(self, overdue: Answer, fence: int) -> None:
         now_ms, request_ids = overdue[1], overdue[2]
         for part in parts_of(request_ids, OPERATIONS):
             found = await self._found(part)
@@ -95,10 +99,7 @@ class Reaper:
                 found.append([Outcome.OK, 0, [], "", []])
         return found
 
-    async def _report(self) -> None:
-        [listed] = await self._desk.run(Unreported(MAX_REAPED))
-        if not listed[2]:
-            return
+    async def _report(self, listed: Answer) -> None:
         events, done = [], []
         halves: list[ReapedHalf] = []
         for part in parts_of(listed[2], OPERATIONS):

@@ -18,17 +18,17 @@ from typing import Final
 
 import structlog
 
-from dataplane.domain.counters import CounterKind, CounterSum
+from dataplane.domain.counters import CounterKind, CounterSum, Reading
 from dataplane.domain.limiting import SubjectKind
 from dataplane.domain.snapshot import Snapshot
 from dataplane.domain.sums import Contribution, amounts_of, counter_kinds, open_period_ids
 from dataplane.limits.connection import new_epoch
-from dataplane.limits.operations import Correct, OpenEpoch, Outcome, Restore
+from dataplane.limits.operations import Outcome
+from dataplane.limits.upkeep import Correct, OpenEpoch, Restore
 from dataplane.maintenance.counter_table import (
     OPERATIONS,
     CounterTable,
     Place,
-    Reading,
     correction,
     parts_of,
 )

@@ -5,12 +5,18 @@ from typing import Final
 
 import structlog
 
-from dataplane.domain.counters import CounterName
+from dataplane.domain.counters import CounterName, Reading
 from dataplane.limits.counters import layer_name
 from dataplane.limits.operations import Answer, Outcome
 from dataplane.maintenance.budget_news import BudgetNews, Capacities
-from dataplane.maintenance.counter_table import CounterTable, Place, Reading, correction
-from dataplane.maintenance.drift import Suspicion, Verdict, suspicion_of, verdict_of
+from dataplane.maintenance.counter_table import CounterTable, Place, correction, raising
+from dataplane.maintenance.drift import (
+    COVERED_MS,
+    Suspicion,
+    Verdict,
+    suspicion_of,
+    verdict_of,
+)
 from dataplane.maintenance.ports import Ledger
 from dataplane.maintenance.registry import NodeRegistry
 
@@ -18,8 +24,6 @@ from dataplane.maintenance.registry import NodeRegistry
 SEEN_WITHIN_MS: Final = 15_000
 # About 30 MB. Counters that find no room are judged in a later round.
 MAX_SUSPICIONS: Final = 50_000
-# A counter that requests move all the time is read again and set at once.
-_ATTEMPTS: Final = 5
 
 _log = structlog.get_logger(__name__)
 
@@ -39,13 +43,18 @@ class Reconciler:
         registry: NodeRegistry,
         news: BudgetNews,
         seen_within_ms: int = SEEN_WITHIN_MS,
+        covered_ms: int = COVERED_MS,
     ) -> None:
-        """Compare `table` with `ledger`; lower only what all nodes of `registry` have reported."""
+        """Compare `table` with `ledger`; lower only what all nodes of `registry` have reported.
+
+        For `covered_ms` a budget that is behind is left as it is when what it holds makes up for that.
+        """
         self._table = table
         self._ledger = ledger
         self._registry = registry
         self._news = news
         self._seen_within_ms = seen_within_ms
+        self._covered_ms = covered_ms
         self._suspicions: dict[str, Suspicion] = {}
         self._round = 0
         self.drift_total = 0
@@ -82,7 +91,7 @@ class Reconciler:
         # The ledger first: what is settled in between puts the counter ahead, never behind.
         sums = await self._ledger.sums([each.counter for each in places])
         readings = await self._table.read(places)
-        behind: list[tuple[Place, Reading, int]] = []
+        behind: list[tuple[Place, Suspicion]] = []
         quiet: list[tuple[Place, Suspicion]] = []
         for place, reading, ledger in zip(places, readings, sums, strict=True):
             if reading is None:
@@ -94,9 +103,9 @@ class Reconciler:
             if suspicion is None or not capacities.is_counted(place.counter, began_ms):
                 # One that no layer moves is raised when a layer does again: seeding sees to that.
                 continue
-            match verdict_of(place.counter, suspicion):
+            match verdict_of(place.counter, suspicion, began_ms, self._covered_ms):
                 case Verdict.RAISE:
-                    behind.append((place, reading, ledger))
+                    behind.append((place, suspicion))
                 case Verdict.LOWER:
                     quiet.append((place, suspicion))
                 case Verdict.LEAVE:
@@ -106,38 +115,25 @@ class Reconciler:
 
     async def _raise(
         self,
-        behind: list[tuple[Place, Reading, int]],
+        behind: list[tuple[Place, Suspicion]],
         fence: int,
         capacities: Capacities,
         now_ms: int,
     ) -> None:
-        """Set counters that are behind to what the ledger says; what caught up is left alone."""
-        for _ in range(_ATTEMPTS):
-            if not behind:
-                return
-            answers = await self._table.correct(
-                correction(
-                    place,
-                    reading,
-                    ledger,
-                    reading.held,
-                    fence,
-                    capacities.capacity_of(place.counter, now_ms),
-                )
-                for place, reading, ledger in behind
+        """Raise counters that are behind, whatever they are by now; what caught up is left alone."""
+        answers = await self._table.correct(
+            raising(
+                place,
+                suspicion.goal,
+                fence,
+                capacities.capacity_of(place.counter, now_ms),
+                counts_held=suspicion.is_short,
             )
-            moved = []
-            for (place, reading, ledger), answer in zip(behind, answers, strict=True):
-                if answer[0] == Outcome.MOVED:
-                    moved.append((place, ledger))
-                else:
-                    self._note(place, ledger - reading.settled, answer, now_ms)
-            readings = await self._table.read([place for place, _ in moved])
-            behind = [
-                (place, reading, ledger)
-                for (place, ledger), reading in zip(moved, readings, strict=True)
-                if reading is not None and reading.settled < ledger
-            ]
+            for place, suspicion in behind
+        )
+        for (place, suspicion), answer in zip(behind, answers, strict=True):
+            if answer[0] != Outcome.MOVED:
+                self._note(place, suspicion.goal - suspicion.reading.settled, answer, now_ms)
 
     async def _lower(self, quiet: list[tuple[Place, Suspicion]], fence: int) -> None:
         """Lower counters that stood still, if every node has reported what it did before that."""

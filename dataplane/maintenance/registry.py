@@ -81,9 +81,12 @@ class NodeRegistry:
         Raises:
             RedisError, OSError: Redis did not answer.
         """
-        now_ms = await self.now_ms()
         key = self._desk.keyspace.nodes
-        found = await self._desk.client.hgetall(key)
+        pipeline = self._desk.client.pipeline(transaction=False)
+        pipeline.time()
+        pipeline.hgetall(key)
+        now, found = await pipeline.execute()
+        now_ms = _milliseconds(*now)
         nodes = {text_of(name): _presence(value, now_ms) for name, value in found.items()}
         forgotten = [name for name, each in nodes.items() if each.seen_ms < now_ms - FORGOTTEN_MS]
         if forgotten:
@@ -107,8 +110,11 @@ class NodeRegistry:
         Raises:
             RedisError, OSError: Redis did not answer.
         """
-        seconds, microseconds = await self._desk.client.time()
-        return int(seconds) * 1000 + int(microseconds) // 1000
+        return _milliseconds(*await self._desk.client.time())
+
+
+def _milliseconds(seconds: int, microseconds: int) -> int:
+    return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def _presence(value: bytes | str, now_ms: int) -> Presence:

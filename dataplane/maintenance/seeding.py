@@ -1,8 +1,9 @@
 """Limits that are new in a configuration begin with what the ledger has, not with nothing.
 
 A budget that is set in the middle of a month counts the month: the counters of a changed subject,
-and those of a kind that no limit had before, are raised to the sums at once. Whatever else comes to
-exist is found by the rounds of comparison.
+and those of a kind that no limit had before, are raised to the sums at once, also while requests move
+them. What the ledger does not have yet (requests that began before the change, or ended a moment ago)
+and whatever else comes to exist is found by the rounds of comparison.
 """
 
 import asyncio
@@ -11,14 +12,13 @@ from typing import Final
 
 import structlog
 
-from dataplane.domain.counters import CounterKind, CounterSum, SubjectName
+from dataplane.domain.counters import CounterKind, CounterName, CounterSum, SubjectName
 from dataplane.domain.limiting import SubjectKind
 from dataplane.domain.snapshot import Snapshot
 from dataplane.domain.sums import counter_kinds, kind_of, open_period_ids
 from dataplane.limits.operations import Outcome
 from dataplane.maintenance.budget_news import BudgetNews, Capacities, principals_of
-from dataplane.maintenance.counter_table import BATCH, CounterTable, correction, parts_of
-from dataplane.maintenance.drift import is_short
+from dataplane.maintenance.counter_table import BATCH, CounterTable, parts_of, raising
 from dataplane.maintenance.ports import Ledger
 
 _A_TURN: Final = 2_000
@@ -39,10 +39,13 @@ class Seeder:
         self._seeded: Snapshot | None = None
         self._kinds: frozenset[CounterKind] = frozenset()
         self._tiers: dict[SubjectName, str] = {}
+        # What was counted under `_seeded`.
+        self._capacities: Capacities | None = None
 
     def forget(self) -> None:
         """Take the next configuration as new: somebody else may have followed it meanwhile."""
         self._seeded, self._kinds, self._tiers = None, frozenset(), {}
+        self._capacities = None
 
     def is_due(self, snapshot: Snapshot) -> bool:
         """Return whether `follow` has something to look at."""
@@ -52,6 +55,8 @@ class Seeder:
         self, snapshot: Snapshot, fence: int, capacities: Capacities, now_ms: int
     ) -> int:
         """Raise what `snapshot` makes matter and the one before did not; return how many counters.
+
+        `capacities` are those of `snapshot`.
 
         Raises:
             FencedError: The term is over.
@@ -76,6 +81,7 @@ class Seeder:
             now_ms,
         )
         self._seeded, self._kinds, self._tiers = snapshot, kinds, tiers
+        self._capacities = capacities
         if raised:
             _log.info("counters_seeded", raised=raised)
         return raised
@@ -112,24 +118,29 @@ class Seeder:
                 places = [self._table.place(each.counter) for each in part]
                 readings = await self._table.read(places)
                 answers = await self._table.correct(
-                    correction(
+                    raising(
                         place,
-                        reading,
                         each.amount,
-                        reading.held,
                         fence,
                         capacities.capacity_of(each.counter, now_ms),
+                        counts_held=self._was_counted(each.counter, now_ms),
                     )
                     for place, reading, each in zip(places, readings, part, strict=True)
-                    if reading is not None and is_short(place.counter, reading, each.amount)
+                    if reading is not None and reading.settled < each.amount
                 )
                 for answer in answers:
-                    # One that moved is compared again soon.
                     if answer[0] == Outcome.OK:
                         raised += 1
                         self._news.tell(answer[1], now_ms)
                 await asyncio.sleep(0)
         return raised
+
+    def _was_counted(self, counter: CounterName, now_ms: int) -> bool:
+        """Return whether what a counter holds may be in its sum already, as far as anybody knows.
+
+        One that nothing moved before holds what was admitted since the change, and the sum is of before.
+        """
+        return self._capacities is None or self._capacities.is_counted(counter, now_ms)
 
 
 def _changed(before: Snapshot, after: Snapshot) -> Iterator[SubjectName]:

@@ -27,7 +27,7 @@ from dataplane.maintenance.verifying import Verification
 # Of 257 tags: in the pace of a single one this alone would keep a third of a core busy.
 MANY: Final = Pace(
     beat=10.0,
-    look=0.25,
+    look=5.0,
     reap=10.0,
     reconcile_least=60.0,
     freeze_look=0.25,
@@ -36,7 +36,8 @@ MANY: Final = Pace(
 )
 # A node that is lost takes a third of all tags with it: so many are gone through at a time.
 _TURNS: Final = 32
-_LOOK_SECONDS: Final = 0.1
+# Whether there is something that nobody told of.
+_LOOK_SECONDS: Final = 1.0
 
 
 class ShardedMaintainer:
@@ -109,10 +110,11 @@ class ShardedMaintainer:
         """Work until cancelled; then all leases are given up."""
         async with asyncio.TaskGroup() as tasks:
             while True:
+                seen = self._limiter.changes.number
                 snapshot = self._current_snapshot()
                 if snapshot is not None and self._has_news(snapshot):
                     await self._follow(snapshot, tasks)
-                await asyncio.sleep(_LOOK_SECONDS)
+                await self._limiter.changes.after(seen, min(self._pace.look, _LOOK_SECONDS))
 
     async def leave(self) -> None:
         """Take this node off the lists of nodes, unless it has something left to report."""
@@ -175,6 +177,8 @@ class ShardedMaintainer:
             )
             tasks.create_task(maintainer.run(), name=f"maintenance-{tag}")
         self._seen = snapshot
+        for maintainer in self._maintainers.values():
+            maintainer.wake()
 
     def _has_news(self, snapshot: Snapshot) -> bool:
         is_new = snapshot is not self._seen

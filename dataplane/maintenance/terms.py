@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from dataplane.limits.operations import Answer, Maintain, Outcome, Resign
+from dataplane.limits.operations import Answer, Outcome
+from dataplane.limits.upkeep import Maintain, Resign
 from dataplane.maintenance.ports import Desk
 
 _log = structlog.get_logger(__name__)

@@ -13,17 +13,16 @@ from typing import Final
 import msgspec
 import structlog
 
-from dataplane.domain.counters import MAX_DIFFERENCES, CounterDifference
+from dataplane.domain.counters import MAX_DIFFERENCES, CounterDifference, Reading
 from dataplane.domain.limiting import LayerKind, Unit
 from dataplane.limits.counters import layer_kind, layer_name
-from dataplane.limits.operations import Find, Outcome
+from dataplane.limits.operations import HELD, Find, Outcome
 from dataplane.maintenance.budget_news import Capacities
 from dataplane.maintenance.counter_table import (
     BATCH,
     OPERATIONS,
     CounterTable,
     Place,
-    Reading,
     correction,
     parts_of,
     text_of,
@@ -186,7 +185,8 @@ class Verifier:
         ]
         for part in parts_of(request_ids, OPERATIONS):
             for found in await self._desk.run(*map(Find, part)):
-                if found[0] == Outcome.OK:
+                # One of another counter epoch is in no counter; one that was reaped is settled.
+                if found[:2] == [Outcome.OK, HELD]:
                     self._add(reserved, found[2], found[3], found[4])
             await asyncio.sleep(0)
         return reserved

@@ -3,6 +3,7 @@
 from typing import Final
 
 from dataplane.domain.limiting import SubjectKind, Unit, Window, plan_of
+from dataplane.limits.counters import LEASE_MS, SLOT_GRACE_MS
 from dataplane.limits.operations import Outcome
 from tests.limits.driver import Case, Driver
 from tests.limits.plans import layer, only, shadowed
@@ -151,21 +152,44 @@ def a_late_settle_corrects_what_the_reaper_charged(driver: Driver) -> None:
     assert driver.balances(plan) == [(20, 0), (0, 0)]
 
 
-def a_slot_whose_owner_died_is_free_after_one_lease(driver: Driver) -> None:
+def a_slot_whose_owner_died_is_free_when_it_is_reaped(driver: Driver) -> None:
     plan = only(Unit.PARALLEL, Window.NONE, 1)
     assert driver.admit("a", plan)[0] == Outcome.OK
-    driver.tick(29_999)
+    driver.tick(LEASE_MS - 1)
+    fence = driver.maintain("n1", 120_000)[1]
+    assert driver.reap("a", fence) == [Outcome.MOVED]
     assert driver.admit("b", plan)[0] == Outcome.DENY
     driver.tick(1)
-    assert driver.admit("c", plan)[0] == Outcome.OK
+    assert driver.admit("c", plan)[0] == Outcome.DENY
+    assert driver.reap("a", fence)[0] == Outcome.OK
+    assert driver.balances(plan) == [(0, 0)]
+    assert driver.admit("d", plan)[0] == Outcome.OK
 
 
-def a_heartbeat_keeps_a_slot_and_does_not_take_back_a_lost_one(driver: Driver) -> None:
+def an_outage_that_outlasts_leases_gives_no_slot_away(driver: Driver) -> None:
+    plan = only(Unit.PARALLEL, Window.NONE, 2)
+    assert driver.admit("a", plan)[0] == Outcome.OK
+    assert driver.admit("b", plan)[0] == Outcome.OK
+    driver.tick(LEASE_MS + 1_000)
+    assert driver.admit("c", plan)[0] == Outcome.DENY
+    assert driver.heartbeat("a")[0] == Outcome.OK
+    assert driver.balances(plan) == [(2, 0)]
+    driver.tick(SLOT_GRACE_MS)
+    assert driver.heartbeat("b")[0] == Outcome.OK
+    assert driver.balances(plan) == [(1, 0)]
+    lifetime_ms = driver.redis.pttl(driver.counter_key(plan.layers[0]))
+    assert isinstance(lifetime_ms, int)
+    assert lifetime_ms > SLOT_GRACE_MS + LEASE_MS
+    assert driver.settle("a")[0] == Outcome.OK
+    assert driver.balances(plan) == [(0, 0)]
+
+
+def a_slot_that_nobody_reaps_is_not_taken_for_ever(driver: Driver) -> None:
     plan = only(Unit.PARALLEL, Window.NONE, 1)
     assert driver.admit("a", plan)[0] == Outcome.OK
-    driver.tick(29_999)
+    driver.tick(LEASE_MS - 1)
     assert driver.heartbeat("a")[0] == Outcome.OK
-    driver.tick(29_999)
+    driver.tick(LEASE_MS + SLOT_GRACE_MS - 1)
     assert driver.admit("b", plan)[0] == Outcome.DENY
     driver.tick(1)
     assert driver.admit("c", plan)[0] == Outcome.OK
@@ -223,8 +247,9 @@ CASES: Final[tuple[Case, ...]] = (
     a_release_gives_back_all_but_the_rolling_request,
     a_release_that_overtakes_its_admit_wins,
     a_late_settle_corrects_what_the_reaper_charged,
-    a_slot_whose_owner_died_is_free_after_one_lease,
-    a_heartbeat_keeps_a_slot_and_does_not_take_back_a_lost_one,
+    a_slot_whose_owner_died_is_free_when_it_is_reaped,
+    an_outage_that_outlasts_leases_gives_no_slot_away,
+    a_slot_that_nobody_reaps_is_not_taken_for_ever,
     an_admit_whose_caller_has_left_does_nothing,
     a_shadow_layer_counts_and_never_refuses,
     the_largest_amounts_are_exact_to_the_unit,

@@ -55,6 +55,7 @@ def a_node_that_lost_the_maintenance_lease_changes_nothing(driver: Driver) -> No
     fence = driver.maintain("n2")[1]
     assert driver.reap("a", stale) == [Outcome.FENCED]
     assert driver.correct(MONEY, (0, 50), (9, 0), fence=stale) == [Outcome.FENCED]
+    assert driver.raise_to(MONEY, 90, fence=stale) == [Outcome.FENCED]
     assert driver.open_epoch("other", stale) == [Outcome.FENCED]
     assert driver.reset_clock(stale) == [Outcome.FENCED]
     assert driver.restore("b", [], "other", stale) == [Outcome.FENCED]
@@ -160,6 +161,67 @@ def a_correction_makes_a_counter_that_ends_with_its_period(driver: Driver) -> No
     assert driver.balances(plan) == [(8, 0), (100, 0), (90, 0)]
 
 
+def a_counter_is_raised_whatever_it_is_by_then_and_never_lowered(driver: Driver) -> None:
+    plan = plan_of([REQUESTS, TOKENS, MONEY])
+    assert driver.admit("a", plan, 30, 30)[0] == Outcome.OK
+    for each in plan.layers:
+        assert driver.raise_to(each, 40, counts_held=False)[0] == Outcome.OK
+        for goal in (40, 39, 0):
+            assert driver.raise_to(each, goal, counts_held=False) == [Outcome.MOVED]
+    assert driver.balances(plan) == [(40, 0), (40, 0), (40, 30)]
+    assert driver.settle("a", 10, 10)[0] == Outcome.OK
+    assert driver.balances(plan) == [(40, 0), (20, 0), (50, 0)]
+
+
+def a_budget_is_not_raised_by_what_it_holds(driver: Driver) -> None:
+    plan = plan_of([MONEY])
+    assert driver.admit("a", plan, cost=30)[0] == Outcome.OK
+    assert driver.raise_to(MONEY, 30) == [Outcome.MOVED]
+    assert driver.balances(plan) == [(0, 30)]
+    assert driver.raise_to(MONEY, 31)[0] == Outcome.OK
+    assert driver.balances(plan) == [(31, 30)]
+    assert driver.raise_to(MONEY, 61) == [Outcome.MOVED]
+    assert driver.raise_to(MONEY, 61, counts_held=False)[0] == Outcome.OK
+    assert driver.balances(plan) == [(61, 30)]
+
+
+def a_raise_makes_a_counter_that_ends_with_its_period(driver: Driver) -> None:
+    plan = plan_of([REQUESTS, MONEY, budget(100, Window.TOTAL)])
+    for each in plan.layers:
+        assert driver.raise_to(each, 0) == [Outcome.MOVED]
+        assert not driver.redis.exists(driver.counter_key(each))
+        assert driver.raise_to(each, 70)[0] == Outcome.OK
+    assert driver.balances(plan) == [(70, 0)] * 3
+    until_end_ms = MIDNIGHT_MS - NOON_MS + PERIOD_GRACE_MS
+    for each in (REQUESTS, MONEY):
+        for goal in (70, 80):
+            driver.raise_to(each, goal)
+            lifetime_ms = driver.redis.pttl(driver.counter_key(each))
+            assert isinstance(lifetime_ms, int)
+            assert until_end_ms - 2_000 <= lifetime_ms <= until_end_ms
+    assert driver.redis.pttl(driver.counter_key(plan.layers[2])) == -1
+
+
+def what_a_request_in_flight_holds_is_known_until_somebody_ends_it(driver: Driver) -> None:
+    plan = plan_of([MONEY])
+    key = driver.keyspace.reservation("a")
+    assert driver.admit("a", plan, cost=30)[0] == Outcome.OK
+    assert driver.redis.pttl(key) == -1
+    assert driver.heartbeat("a") == [Outcome.OK]
+    assert driver.redis.pttl(key) == -1
+    assert driver.restore("a", driver.holdings(plan, 1, 30), "second") == [Outcome.OK]
+    assert driver.redis.pttl(key) == -1
+    assert driver.open_epoch("second") == [Outcome.OK]
+    # All nodes are away for days.
+    driver.tick(5 * 86_400_000)
+    assert driver.overdue() == ["a"]
+    assert driver.reap("a", driver.maintain("n1")[1])[0] == Outcome.OK
+    lifetime_ms = driver.redis.pttl(key)
+    assert isinstance(lifetime_ms, int)
+    assert lifetime_ms > 0
+    assert driver.leases() == {}
+
+
 def a_clock_that_went_far_ahead_is_put_back_only_on_purpose(driver: Driver) -> None:
     plan = only(Unit.REQUESTS, Window.MINUTE, 1)
     driver.set_clock(NOON_MS + 3_600_000)
@@ -184,5 +246,9 @@ CASES: Final[tuple[Case, ...]] = (
     a_late_settle_moves_tokens_as_it_moves_money,
     a_correction_applies_only_to_what_was_read,
     a_correction_makes_a_counter_that_ends_with_its_period,
+    a_counter_is_raised_whatever_it_is_by_then_and_never_lowered,
+    a_budget_is_not_raised_by_what_it_holds,
+    a_raise_makes_a_counter_that_ends_with_its_period,
+    what_a_request_in_flight_holds_is_known_until_somebody_ends_it,
     a_clock_that_went_far_ahead_is_put_back_only_on_purpose,
 )

@@ -3,6 +3,7 @@
 from typing import Final
 
 from dataplane.domain.limiting import Unit, Window, plan_of
+from dataplane.limits.counters import LEASE_MS, SLOT_GRACE_MS
 from dataplane.limits.operations import Balance, Outcome
 from tests.limits.driver import Case, Driver
 from tests.limits.plans import SLOT_MS, WINDOW_MS, layer, only
@@ -168,8 +169,8 @@ def keys_expire_after_what_they_count(driver: Driver) -> None:
         bound.keys[1]: until_end,
         bound.keys[3]: -1,
         bound.keys[4]: until_end,
-        bound.keys[6]: 60_000,
-        driver.keyspace.reservation("a"): 86_400_000,
+        bound.keys[6]: 2 * (LEASE_MS + SLOT_GRACE_MS),
+        driver.keyspace.reservation("a"): -1,
     }
     for key, lifetime_ms in expected.items():
         actual_ms = driver.redis.pttl(key)

@@ -10,22 +10,25 @@ from dataplane.limits.operations import (
     Admit,
     Answer,
     Cancel,
-    Correct,
     Extend,
     Find,
-    Forget,
     Heartbeat,
-    Maintain,
-    OpenEpoch,
     Operation,
     Outcome,
-    Overdue,
     Reap,
     Release,
     ResetClock,
+    Settle,
+)
+from dataplane.limits.upkeep import (
+    Correct,
+    Forget,
+    Maintain,
+    OpenEpoch,
+    Overdue,
+    Raise,
     Resign,
     Restore,
-    Settle,
     Unreported,
 )
 from tests.limits.plans import SLOT_MS, WINDOW_MS, amount_of
@@ -168,6 +171,29 @@ class Driver(ScriptRunner):
             self.ends_ms(layer, period_ms),
             fence,
             layer.capacity if layer.kind is LayerKind.SPEND else 0,
+        )
+
+    def raise_to(
+        self,
+        layer: Layer,
+        settled: int,
+        *,
+        counts_held: bool = True,
+        period_ms: int | None = None,
+        fence: int = NO_FENCE,
+    ) -> Answer:
+        """Raise the counter that a layer has at `period_ms` (now) to `settled`."""
+        at_ms = max(self.limiter_now_ms, self.server_now_ms) if period_ms is None else period_ms
+        return self.ask(
+            Raise(
+                self.counter_key(layer, at_ms),
+                code_of(layer),
+                settled,
+                counts_held,
+                self.ends_ms(layer, at_ms),
+                fence,
+                layer.capacity if layer.kind is LayerKind.SPEND else 0,
+            )
         )
 
     def holdings(

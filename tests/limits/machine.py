@@ -87,6 +87,38 @@ class LimiterMachine(RequestMachine):
             self.is_whole = self.is_whole and not (is_read and goal != before)
             self.assert_same(answer, self.model.correct(counter, before, goal))
 
+    @rule(
+        pick=PICK,
+        wanted=st.one_of(st.none(), AMOUNTS),
+        counts_held=st.booleans(),
+        repeats=st.booleans(),
+        node_id=NODES,
+    )
+    def raise_to(
+        self, pick: int, wanted: int | None, counts_held: bool, repeats: bool, node_id: str
+    ) -> None:
+        """Raise a counter to what the ledger says, or to anything, whatever it is; perhaps twice."""
+        counters = list(self.model.counters().items())
+        if not counters:
+            return
+        counter, at_ms = counters[pick % len(counters)]
+        goal = self.model.ledger(counter) if wanted is None else wanted
+        for _ in range(1 + repeats):
+            answer = self.driver.raise_to(
+                counter[0],
+                goal,
+                counts_held=counts_held,
+                period_ms=at_ms,
+                fence=self.fence(node_id),
+            )
+            if self.is_fenced(node_id):
+                assert answer == [Outcome.FENCED]
+            else:
+                self.is_whole = self.is_whole and answer[0] != Outcome.OK
+                self.assert_same(
+                    answer, self.model.raise_to(counter, goal, counts_held=counts_held)
+                )
+
     @rule(is_wiped=st.booleans(), pick=PICK, is_cold_for_long=st.sampled_from([False] * 3 + [True]))
     def lose(self, is_wiped: bool, pick: int, is_cold_for_long: bool) -> None:
         self.is_whole = False

@@ -24,7 +24,7 @@ USERS: Final = st.integers(0, 1)
 PICK: Final = st.integers(0, 10**6)
 TICKS: Final = st.one_of(
     st.integers(-20_000, 70_000),
-    st.sampled_from([1, -1, 99, 100, 4_999, 5_000, 5_001, 30_000, 59_999, 60_000, 65_000]),
+    st.sampled_from([1, -1, 99, 100, 4_999, 5_000, 5_001, 25_000, 59_999, 60_000, 65_000]),
 )
 
 

@@ -137,8 +137,8 @@ class Model(Upkeep):
         if entry is None or entry.state is not State.HELD:
             return Outcome.GONE
         entry.lease_ms = self.now_ms + LEASE_MS
-        for layer, lease_ms in entry.slots.items():
-            if lease_ms > self.now_ms:
+        for layer in entry.slots:
+            if self.has_slot(entry, layer):
                 entry.slots[layer] = self.now_ms + LEASE_MS
         return Outcome.OK
 

@@ -81,6 +81,13 @@ class Upkeep(Counts):
         self.corrections[counter] = (more_settled, more_held + after[1] - held)
         return [Outcome.OK, self.cross(counter) if counter[0].kind is LayerKind.SPEND else []]
 
+    def raise_to(self, counter: Counter, wanted: int, *, counts_held: bool) -> list[object]:
+        """Raise a counter, if what it settled (and holds) does not come to that; return the answer."""
+        settled, held = self.balance(*counter)
+        if settled + (held if counts_held else 0) >= wanted:
+            return [Outcome.MOVED]
+        return self.correct(counter, (settled, held), (wanted, held))
+
     def wipe(self, server_now_ms: int) -> None:
         """Everything in Redis is gone, and what it knew of the time."""
         self.now_ms = server_now_ms

@@ -146,9 +146,33 @@ REQUESTS = (
     ),
     Mutant(
         "a slot that is kept one millisecond too long",
-        'remaining = capacity - call("ZCOUNT", key, "(" .. int(now), "+inf")',
-        'remaining = capacity - call("ZCOUNT", key, int(now), "+inf")',
-        requests.a_slot_whose_owner_died_is_free_after_one_lease,
+        '"(" .. int(now - SLOT_GRACE_MS), "+inf")',
+        'int(now - SLOT_GRACE_MS), "+inf")',
+        requests.a_slot_that_nobody_reaps_is_not_taken_for_ever,
+    ),
+    Mutant(
+        "a slot that is given away when its lease runs out",
+        '"(" .. int(now - SLOT_GRACE_MS), "+inf")',
+        '"(" .. int(now), "+inf")',
+        requests.an_outage_that_outlasts_leases_gives_no_slot_away,
+    ),
+    Mutant(
+        "a slot that is lost when its lease is renewed late",
+        'call("ZREMRANGEBYSCORE", key, "-inf", int(now - SLOT_GRACE_MS))',
+        'call("ZREMRANGEBYSCORE", key, "-inf", int(now))',
+        requests.an_outage_that_outlasts_leases_gives_no_slot_away,
+    ),
+    Mutant(
+        "a lost slot that is taken back",
+        'call("ZADD", key, "XX", expiry, rid)\n    keep_slots(key)',
+        'call("ZADD", key, expiry, rid)\n    keep_slots(key)',
+        requests.a_slot_that_nobody_reaps_is_not_taken_for_ever,
+    ),
+    Mutant(
+        "slots that are kept for no longer than leases",
+        'call("PEXPIRE", key, int(2 * (LEASE_MS + SLOT_GRACE_MS)))',
+        'call("PEXPIRE", key, int(2 * LEASE_MS))',
+        requests.an_outage_that_outlasts_leases_gives_no_slot_away,
     ),
     Mutant(
         "an admit after its caller has left",

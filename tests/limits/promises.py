@@ -21,7 +21,7 @@ def assert_kept(model: Model, plans: tuple[LayerPlan, ...]) -> None:
             entries = [each for each in model.entries if each.admitted_ms >= begin_ms]
             assert sum(each.counted.get(layer, 0) for each in entries) <= layer.capacity
         elif layer.kind is LayerKind.PARALLEL:
-            running = [each for each in model.entries if each.slots.get(layer, 0) > model.now_ms]
+            running = [each for each in model.entries if model.has_slot(each, layer)]
             # Of those that were restored each may have lost its slot to another before.
             assert len(running) <= layer.capacity or any(each.is_restored for each in running)
         elif layer.kind is LayerKind.RATE:

@@ -17,7 +17,8 @@ from dataplane.limits.counters import Keyspace
 from dataplane.limits.desk import CounterDesk, open_counters
 from dataplane.limits.guards import Guards
 from dataplane.limits.limiter import Limiter
-from dataplane.limits.operations import OpenEpoch, Outcome, Restore
+from dataplane.limits.operations import Outcome
+from dataplane.limits.upkeep import OpenEpoch, Restore
 from tests.limits.plans import budget, only
 from tests.limits.probe import Probe, until
 

@@ -13,7 +13,8 @@ from dataplane.domain.periods import FOREVER_MS
 from dataplane.limits.connection import is_epoch_of
 from dataplane.limits.counters import SPEND, Keyspace
 from dataplane.limits.desk import CounterDesk, open_counters
-from dataplane.limits.operations import Correct, Find, Outcome
+from dataplane.limits.operations import Find, Outcome
+from dataplane.limits.upkeep import Correct
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from dataplane.domain.limiting import (
     plan_of,
 )
 from dataplane.domain.periods import FOREVER_MS, periods_at
-from dataplane.limits.counters import PARALLEL, SOFT_SPEND
+from dataplane.limits.counters import LEASE_MS, PARALLEL, SOFT_SPEND
 from dataplane.limits.crossings import Crossing
 from dataplane.limits.limiter import Limiter
 from tests.limits.plans import SLOT_MS, USD, WINDOW_MS, budget, layer, only, shadowed
@@ -214,7 +214,7 @@ async def test_a_request_in_flight_keeps_its_lease_and_its_slot(probe: Probe) ->
 
     assert lease_ms() < reservation.admitted_at_ms + 15_000
     await probe.limiter.renew_leases()
-    await probe.until(lambda: lease_ms() >= reservation.admitted_at_ms + 30_000)
+    await probe.until(lambda: lease_ms() >= reservation.admitted_at_ms + LEASE_MS)
 
 
 async def test_closing_writes_what_is_queued_and_refuses_from_then_on(redis_url: str) -> None:

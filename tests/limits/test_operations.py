@@ -18,30 +18,34 @@ from dataplane.limits.counters import (
 )
 from dataplane.limits.operations import (
     HELD,
+    LOST,
     REAPED,
     Answer,
     Balance,
-    Correct,
     Extend,
     Find,
-    Forget,
     Heartbeat,
-    Maintain,
-    OpenEpoch,
     Operation,
     Outcome,
-    Overdue,
     Reap,
     Release,
     ResetClock,
-    Resign,
-    Restore,
     Settle,
-    Unreported,
     decode,
     encode,
 )
 from dataplane.limits.script import compiled, source
+from dataplane.limits.upkeep import (
+    Correct,
+    Forget,
+    Maintain,
+    OpenEpoch,
+    Overdue,
+    Raise,
+    Resign,
+    Restore,
+    Unreported,
+)
 from tests.limits.driver import META, Driver
 from tests.limits.plans import SLOT_MS, WINDOW_MS, budget, layer, only, rate, shadowed
 from tests.limits.script_runner import NOON_MS
@@ -206,12 +210,11 @@ def test_both_kinds_of_budget_of_one_subject_count_in_the_same_place(driver: Dri
 def test_an_extension_raises_soft_holds_to_an_absolute_amount(driver: Driver) -> None:
     plan = plan_of([budget(100), budget(100, Window.MONTH, is_hard=False)])
     driver.admit("a", plan, cost=90, expected=20)
-    before = lifetime_ms(driver, driver.keyspace.reservation("a"))
 
     assert [driver.extend("a", expected) for expected in (50, 50, 40, 0)] == [OK] * 4
 
     assert driver.balances(plan) == [(0, 90), (0, 50)]
-    assert 0 < lifetime_ms(driver, driver.keyspace.reservation("a")) <= before
+    assert lifetime_ms(driver, driver.keyspace.reservation("a")) == -1
     assert driver.settle("a", cost=60) == [Outcome.OK, []]
     assert driver.balances(plan) == [(60, 0), (60, 0)]
 
@@ -377,7 +380,7 @@ def test_find_tells_the_state_the_counters_the_meta_and_the_holds(driver: Driver
     assert ask(driver, Find("a")) == [Outcome.OK, REAPED, keys[2:], meta, []]
     driver.admit("b", plan)
     ask(driver, OpenEpoch(NEXT_EPOCH))
-    assert ask(driver, Find("b")) == [Outcome.OK, HELD, keys[2:], meta, []]
+    assert ask(driver, Find("b")) == [Outcome.OK, LOST, keys[2:], meta, []]
 
 
 def test_a_lease_that_has_run_out_is_overdue_and_the_reaper_takes_no_other(driver: Driver) -> None:
@@ -534,6 +537,7 @@ def test_whoever_lost_the_maintenance_lease_is_fenced_off(driver: Driver) -> Non
     operations: tuple[Operation, ...] = (
         Reap("a", [key], old),
         Correct(key, SPEND, 0, 9, 5, 0, MIDNIGHT_MS, old),
+        Raise(key, SPEND, 9, False, MIDNIGHT_MS, old),
         Restore("b", [SPEND, key, 9, 100, MIDNIGHT_MS], META, NOON_MS, NEXT_EPOCH, old),
         OpenEpoch(NEXT_EPOCH, old),
         ResetClock(old),
@@ -575,6 +579,29 @@ def test_a_correction_of_money_compares_both_amounts(
 
     assert (moved, right) == ([Outcome.MOVED], [Outcome.OK, []])
     assert driver.balances(plan) == [(50, 2)]
+
+
+def test_what_is_raised_is_as_large_as_was_asked_for_once_and_tells_what_it_crosses(
+    driver: Driver,
+) -> None:
+    plan = plan_of([layer(Unit.REQUESTS, Window.DAY, 99), budget(100)])
+    requests, money = (driver.counter_key(each) for each in plan.layers)
+    driver.admit("a", plan, cost=15)
+    driver.admit("b", plan, cost=5)
+    driver.settle("b", cost=5)
+    batch = (
+        Raise(requests, PERIOD_REQUESTS, 7, True, MIDNIGHT_MS),
+        Raise(money, SOFT_SPEND, 20, True, MIDNIGHT_MS, capacity=100),
+        Raise(money, SPEND, 70, True, MIDNIGHT_MS, capacity=100),
+    )
+
+    first, second = driver.call(*batch).answers, driver.call(*batch).answers
+
+    assert first == [[Outcome.OK, []], [Outcome.MOVED], [Outcome.OK, [[money, 80, 100, 70, 15]]]]
+    assert second == [[Outcome.MOVED]] * 3
+    assert driver.balances(plan) == [(7, 0), (70, 15)]
+    assert driver.settle("a", cost=15)[0] == Outcome.OK
+    assert driver.balances(plan) == [(7, 0), (85, 0)]
 
 
 def test_a_correction_makes_what_is_missing_until_its_period_is_long_over(driver: Driver) -> None:

@@ -5,14 +5,18 @@ import asyncio
 import msgspec
 import pytest
 
+from dataplane.domain.calls import UsageState
 from dataplane.domain.counters import CounterName
 from dataplane.domain.limiting import SubjectKind, Unit, Window
 from dataplane.domain.principals import SubjectLimits
+from dataplane.limits.operations import NO_FENCE
 from dataplane.maintenance.budget_news import BudgetNews, Capacities
 from dataplane.maintenance.counter_table import CounterTable
+from dataplane.maintenance.drift import COVERED_MS
 from dataplane.maintenance.reconciling import Reconciler
 from dataplane.maintenance.registry import NodeRegistry
 from dataplane.maintenance.terms import MaintenanceLease
+from tests.maintenance.busy_table import BusyTable
 from tests.maintenance.nodes import (
     CALLER,
     USER_LIMITS,
@@ -24,8 +28,9 @@ from tests.maintenance.nodes import (
     until_is,
 )
 
+SPEND = (Unit.SPEND, Window.MONTH)
 UNITS = [
-    (Unit.SPEND, Window.MONTH, 50),
+    (*SPEND, 50),
     (Unit.TOKENS, Window.DAY, 5),
     (Unit.REQUESTS, Window.DAY, 1),
 ]
@@ -92,6 +97,88 @@ async def test_a_settlement_that_is_late_is_not_mistaken_for_drift(cluster: Clus
 
     assert await cluster.counter(Unit.SPEND, Window.MONTH) == (90, 0)
     assert node.maintainer.drift_total == 0
+
+
+def reconciler(
+    cluster: Cluster, node: Node, table: CounterTable, covered_ms: int = COVERED_MS
+) -> Reconciler:
+    """Return one that goes round when the test wants it to."""
+    registry = NodeRegistry(cluster.desk, node.node_id)
+    news = BudgetNews(cluster.keyspace, node.post)
+    return Reconciler(table, cluster.book, registry, news, covered_ms=covered_ms)
+
+
+async def test_a_counter_behind_the_ledger_is_raised_while_requests_move_it(
+    cluster: Cluster,
+) -> None:
+    node = await cluster.node(maintains=False)
+    await node.serve(cost=50)
+    await cluster.settled()
+    names = [cluster.name(unit, window) for unit, window, _ in UNITS]
+    for name in names:
+        cluster.book.totals[name] += 5_000
+    known = {name: cluster.book.sum_of(name) for name in names}
+
+    async def go_on() -> None:
+        await node.begin()
+        await node.serve()
+        await until(lambda: not node.limiter.queued)
+
+    busy = reconciler(cluster, node, BusyTable(cluster.desk, go_on), covered_ms=0)
+    node.post.holds_back = True
+    capacities = await Capacities.of(cluster.snapshot)
+
+    await busy.round(NO_FENCE, capacities)
+
+    for name in names:
+        assert (await cluster.balance(name))[0] >= known[name], name
+    assert busy.drift_total >= len(names)
+
+
+async def test_what_a_node_owes_that_lost_redis_alone_is_not_counted_twice(
+    cluster: Cluster,
+) -> None:
+    node, cut = await cluster.node(maintains=False), await cluster.node(maintains=False)
+    rounds = reconciler(cluster, node, CounterTable(cluster.desk))
+    capacities = await Capacities.of(cluster.snapshot)
+    owed = [await cut.begin(cost=1_000) for _ in range(5)]
+    for request in owed:
+        cut.post.record(
+            msgspec.structs.replace(
+                request.event, state=UsageState.SETTLED, cost_nanousd=900, charged_nanousd=900
+            )
+        )
+    for _ in range(6):
+        # Others move the counter meanwhile: it never stands still.
+        await node.serve(cost=1)
+        await cluster.settled()
+        await rounds.round(NO_FENCE, capacities)
+
+    for request in owed:
+        request.reservation.settle(5, 900)
+    await until(lambda: not cut.limiter.queued)
+
+    assert await cluster.counter(*SPEND) == (4_506, 0)
+    assert cluster.book.sum_of(cluster.name(*SPEND)) == 4_506
+
+
+async def test_what_no_settlement_has_brought_for_long_is_raised_whatever_is_held(
+    cluster: Cluster,
+) -> None:
+    node = await cluster.node(maintains=False)
+    await node.begin(cost=1_000)
+    await node.serve(cost=50)
+    await cluster.settled()
+    cluster.book.totals[cluster.name(*SPEND)] += 300
+    capacities = await Capacities.of(cluster.snapshot)
+    patient = reconciler(cluster, node, CounterTable(cluster.desk))
+    for _ in range(3):
+        await patient.round(NO_FENCE, capacities)
+    assert await cluster.counter(*SPEND) == (50, 1_000)
+
+    await reconciler(cluster, node, CounterTable(cluster.desk), 0).round(NO_FENCE, capacities)
+
+    assert await cluster.counter(*SPEND) == (350, 1_000)
 
 
 async def test_a_request_in_flight_keeps_what_it_took_however_long_it_lasts(

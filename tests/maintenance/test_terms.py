@@ -4,9 +4,11 @@ import asyncio
 
 import pytest
 
+from dataplane.domain.counters import Reading
 from dataplane.domain.limiting import Unit, Window
-from dataplane.limits.operations import Maintain, Outcome
-from dataplane.maintenance.counter_table import CounterTable, Reading, correction
+from dataplane.limits.operations import Outcome
+from dataplane.limits.upkeep import Maintain
+from dataplane.maintenance.counter_table import CounterTable, correction
 from dataplane.maintenance.maintainer import NotMaintainingError
 from dataplane.maintenance.terms import FencedError, MaintenanceLease
 from tests.maintenance.nodes import Cluster, Node, until, until_is

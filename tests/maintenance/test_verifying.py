@@ -7,8 +7,13 @@ import pytest
 
 from dataplane.domain.counters import CounterDifference
 from dataplane.domain.limiting import Unit, Window
-from dataplane.maintenance.verifying import Verification
-from tests.maintenance.nodes import Cluster, Node, until, until_is
+from dataplane.limits.operations import NO_FENCE
+from dataplane.limits.upkeep import OpenEpoch
+from dataplane.maintenance.budget_news import Capacities
+from dataplane.maintenance.counter_table import CounterTable
+from dataplane.maintenance.registry import NodeRegistry
+from dataplane.maintenance.verifying import Verification, Verifier
+from tests.maintenance.nodes import CALLER, Cluster, Node, snapshot_of, until, until_is
 
 SPEND = (Unit.SPEND, Window.MONTH)
 REQUESTS = (Unit.REQUESTS, Window.DAY)
@@ -89,6 +94,27 @@ async def test_a_hold_that_no_request_has_is_found_and_taken_away(cluster: Clust
 
     assert found.differences == (CounterDifference(counter, 50, 50, 777, 100, is_repaired=True),)
     assert await cluster.balance(counter) == (50, 100)
+
+
+async def test_a_request_of_another_counter_epoch_is_reserved_in_no_counter(
+    cluster: Cluster,
+) -> None:
+    cluster.snapshot = snapshot_of(CALLER, service=())
+    node = await cluster.node(maintains=False)
+    await node.begin(tokens=10, cost=100)
+    # As a rebuild leaves them that was not told of it.
+    await cluster.desk.run(OpenEpoch("another"))
+    for counter in (cluster.name(*REQUESTS), cluster.name(Unit.TOKENS, Window.DAY)):
+        await cluster.set_counter(counter, 40)
+        cluster.book.totals[counter] = 40
+    await cluster.set_counter(cluster.name(*SPEND), 0)
+    table, registry = CounterTable(cluster.desk), NodeRegistry(cluster.desk, node.node_id)
+    verifier = Verifier(cluster.desk, table, cluster.book, registry, between_seconds=0.0)
+
+    found = await verifier.verify(NO_FENCE, await Capacities.of(cluster.snapshot), repairs=True)
+
+    assert found.differences == ()
+    assert await cluster.counter(*REQUESTS) == (40, 0)
 
 
 async def test_what_a_live_node_has_yet_to_report_is_not_repaired_away(cluster: Cluster) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from dataplane.domain.limiting import LayerPlan, Unit, Window, plan_of
-from dataplane.limits.operations import Admit, Answer, Cancel, OpenEpoch, Outcome, Restore, Settle
+from dataplane.limits.operations import Admit, Answer, Cancel, Outcome, Settle
+from dataplane.limits.upkeep import OpenEpoch, Restore
 from tests.limits.plans import SLOT_MS, WINDOW_MS, budget, layer, only, rate, shadowed
 from tests.limits.script_runner import ScriptRunner
 

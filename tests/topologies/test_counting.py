@@ -8,6 +8,7 @@ import pytest
 
 from dataplane import embedded_redis
 from dataplane.counting import Counting
+from dataplane.domain.calls import UsageState
 from dataplane.domain.counters import CounterTask, CounterTaskKind
 from dataplane.domain.guards import Check, Guard
 from dataplane.domain.limiting import SubjectKind, Unit, Window
@@ -93,10 +94,13 @@ async def test_a_process_counts_verifies_and_tells_of_budgets(node: Node) -> Non
 async def test_what_a_former_process_left_is_settled_whichever_server_has_it(node: Node) -> None:
     told = await node.begin(CALLER)
     lost = await node.begin(CALLER)
+    given_back = await node.begin(CALLER)
     leftovers = [
-        Leftover(told.event.request_id, 3, 30, False, ACME),
-        Leftover(lost.event.request_id, 0, 100, True, ACME),
-        Leftover("unknown", 3, 30, False, "org_2"),
+        Leftover(told.event.request_id, 3, 30, UsageState.SETTLED, ACME),
+        Leftover(lost.event.request_id, 0, 100, UsageState.ABANDONED, ACME),
+        Leftover(given_back.event.request_id, 0, 0, UsageState.RELEASED, ACME),
+        Leftover("unknown", 3, 30, UsageState.SETTLED, "org_2"),
+        Leftover("unheard", 0, 0, UsageState.RELEASED, "org_2"),
     ]
 
     await settle_leftovers(node.limiter, leftovers)
@@ -105,7 +109,9 @@ async def test_what_a_former_process_left_is_settled_whichever_server_has_it(nod
     found = {each.layer.name: each for each in await node.limiter.balances(plan)}
     assert found["organization_spend_per_month"].settled == 130
     assert found["user_spend_per_month"].held == 0
+    # The third one never counted.
     assert found["global_requests_per_day"].settled == 2
+    assert found["user_requests_per_day"].settled == 2
 
 
 async def test_guards_are_where_the_shared_counters_are(node: Node) -> None:

@@ -50,7 +50,7 @@ operations[ADMIT] = function(op)
       remaining = capacity - used
       reset = (floor(now / p1) + SLOTS + 1) * p1 - now
     elseif code == PARALLEL then
-      remaining = capacity - call("ZCOUNT", key, "(" .. int(now), "+inf")
+      remaining = capacity - slots_taken(key)
     elseif code == RATE then
       local most = plan[at + 5]
       local ahead = ahead_us(key, p1, most)
@@ -120,7 +120,7 @@ operations[ADMIT] = function(op)
     elseif code == PARALLEL then
       call("ZADD", key, lease_ends, rid)
       -- Reading how long the set is kept costs half of what it costs to say so each time.
-      if call("PTTL", key) < LEASE_MS then call("PEXPIRE", key, int(2 * LEASE_MS)) end
+      if call("PTTL", key) < LEASE_MS + SLOT_GRACE_MS then keep_slots(key) end
       ends = 0
     elseif code == RATE then
       if pairs_of[2 * i - 1] > 0 then
@@ -155,7 +155,9 @@ operations[ADMIT] = function(op)
   -- The pairs are packed apart: only a repetition reads them.
   local record =
     {HELD, counter_epoch, now, nexts, cmsgpack.pack(pairs_of), counters, ARGV[op[9]]}
-  call("SET", reservation, cmsgpack.pack(record), "PX", int(RESERVATION_MS))
+  -- Without an end: whoever takes it off the leases ends it. One that expired before, while no node
+  -- was there to reap it, would leave what it holds behind.
+  call("SET", reservation, cmsgpack.pack(record))
   call("ZADD", KEYS[LEASES_KEY], lease_ends, rid)
   if earlier then call("ZREM", KEYS[REAPED_KEY], rid) end
   return {OK, now, nexts, pairs_of}

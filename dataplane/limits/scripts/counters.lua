@@ -121,6 +121,17 @@ local function move_spend(key, settled, held, capacity, crossings)
   end
 end
 
+-- How many slots of a parallel set are taken: those whose lease runs, or ran out a while ago without
+-- anybody having reaped their request.
+local function slots_taken(key)
+  return call("ZCOUNT", key, "(" .. int(now - SLOT_GRACE_MS), "+inf")
+end
+
+-- Keeps a parallel set for as long as slots that are taken now may count.
+local function keep_slots(key)
+  call("PEXPIRE", key, int(2 * (LEASE_MS + SLOT_GRACE_MS)))
+end
+
 -- The record of a reservation, or nil when it is unknown, gone or released.
 local function reservation_of(key)
   local packed = call("GET", key)

@@ -2,7 +2,8 @@
 --
 -- op: {HEARTBEAT, key of the reservation, rid, {keys of its parallel sets}}
 -- Answers {OK}, or {GONE} when the reservation is no longer held, or not in this counter epoch.
--- A slot whose lease ran out may have been given away: it is not taken back.
+-- A slot is renewed however late, unless it has not been taken any more: then it may have been given
+-- away, and is not taken back.
 operations[HEARTBEAT] = function(op)
   local rid = op[3]
   if not call("ZSCORE", KEYS[LEASES_KEY], rid) then return {GONE} end
@@ -11,11 +12,10 @@ operations[HEARTBEAT] = function(op)
   local expiry = int(now + LEASE_MS)
   for _, index in ipairs(op[4]) do
     local key = KEYS[index]
-    call("ZREMRANGEBYSCORE", key, "-inf", int(now))
+    call("ZREMRANGEBYSCORE", key, "-inf", int(now - SLOT_GRACE_MS))
     call("ZADD", key, "XX", expiry, rid)
-    call("PEXPIRE", key, int(2 * LEASE_MS))
+    keep_slots(key)
   end
   call("ZADD", KEYS[LEASES_KEY], "XX", expiry, rid)
-  call("PEXPIRE", KEYS[op[2]], int(RESERVATION_MS))
   return {OK}
 end

@@ -1,21 +1,22 @@
 -- Read without writing: the counters of a reservation, or the balances of a plan.
 --
 -- op: {FIND, key of the reservation}
--- Answers {OK, HELD | REAPED, {key, …}, meta, {key, held, …}}: the counters that a settle of it would
--- move, and what it holds of budgets, or {GONE}. Reaped or of another epoch it holds nothing.
+-- Answers {OK, HELD | REAPED | LOST, {key, …}, meta, {key, held, …}}: the counters that it was admitted
+-- to, and what it holds of budgets, or {GONE}. One of another counter epoch is lost: it is in none of
+-- the counters of this one. Only what is held holds something.
 operations[FIND] = function(op)
   local record = reservation_of(KEYS[op[2]])
   if not record then return {GONE} end
   local counters, keys, holds = record[RECORD_COUNTERS], {}, {}
-  local is_held = record[RECORD_STATE] == HELD and record[RECORD_EPOCH] == counter_epoch
+  local state = record[RECORD_EPOCH] == counter_epoch and record[RECORD_STATE] or LOST
   for i = 1, #counters, COUNTER_FIELDS do
     keys[#keys + 1] = counters[i + 1]
-    if is_held and (counters[i] == SPEND or counters[i] == SOFT_SPEND) then
+    if state == HELD and (counters[i] == SPEND or counters[i] == SOFT_SPEND) then
       holds[#holds + 1] = counters[i + 1]
       holds[#holds + 1] = counters[i + 2]
     end
   end
-  return {OK, record[RECORD_STATE], keys, record[RECORD_META], holds}
+  return {OK, state, keys, record[RECORD_META], holds}
 end
 
 -- Limiter time at which the last slot that has counted something leaves the window.
@@ -30,7 +31,7 @@ end
 
 -- op: {BALANCE, plan, base}
 -- Answers {OK, now, nexts, {settled, held, …}, {resets at, …}} per layer, {STALE} or {COLD}. For layers
--- that are not money `held` is 0; a parallel layer's `settled` is the slots whose lease runs, a
+-- that are not money `held` is 0; a parallel layer's `settled` is the slots that are taken, a
 -- rate's is how many of its burst could not come now.
 -- `resets at` is the limiter time at which all of the layer is back, 0 where time gives nothing back.
 operations[BALANCE] = function(op)
@@ -41,7 +42,7 @@ operations[BALANCE] = function(op)
     local code, key, p1, settled, held = plan[at], KEYS[base + plan[at + 1]], plan[at + 4], 0, 0
     local resets_at, fields = 0, nil
     if code == PARALLEL then
-      settled = call("ZCOUNT", key, "(" .. int(now), "+inf")
+      settled = slots_taken(key)
     elseif code == RATE then
       local ahead = ahead_us(key, p1, plan[at + 5])
       settled = ceil(ahead / p1)

@@ -35,6 +35,23 @@ local function keep_until(key, ends_ms)
   end
 end
 
+-- Sets a budget that was `balance`, {s, h, a}; `crossings` as in `tell`.
+local function set_budget(key, balance, settled, held, ends_ms, capacity, crossings)
+  call("HSET", key, "s", int(settled), "h", int(held))
+  tell(key, settled, held, balance[3], capacity, crossings)
+  if not (balance[1] or balance[2]) then keep_until(key, ends_ms) end
+end
+
+-- Sets a count that was `count`, false where there was none.
+local function set_count(key, count, after, ends_ms)
+  if count then
+    call("SET", key, int(after), "KEEPTTL")
+  else
+    call("SET", key, int(after))
+    keep_until(key, ends_ms)
+  end
+end
+
 -- op: {CORRECT, key, code, settled before, settled, held before, held, ends_ms, capacity, key of
 --   the fence, fence}
 -- Answers {OK, crossings}, {MOVED} when the counter is not what it was before, or {FENCED}.
@@ -48,18 +65,33 @@ operations[CORRECT] = function(op)
     if tonumber(balance[1] or "0") ~= before or tonumber(balance[2] or "0") ~= op[6] then
       return {MOVED}
     end
-    call("HSET", key, "s", int(after), "h", int(op[7]))
-    tell(key, after, op[7], balance[3], op[9], crossings)
-    if not (balance[1] or balance[2]) then keep_until(key, ends_ms) end
+    set_budget(key, balance, after, op[7], ends_ms, op[9], crossings)
   else
     local count = call("GET", key)
     if tonumber(count or "0") ~= before then return {MOVED} end
-    if count then
-      call("SET", key, int(after), "KEEPTTL")
-    else
-      call("SET", key, int(after))
-      keep_until(key, ends_ms)
-    end
+    set_count(key, count, after, ends_ms)
+  end
+  return {OK, crossings}
+end
+
+-- op: {RAISE, key, code, settled, 1 if what it holds makes up for what it lacks (else 0), ends_ms,
+--   capacity, key of the fence, fence}
+-- Answers {OK, crossings}, {MOVED} when there is nothing to raise (any more), or {FENCED}.
+-- Whatever the counter is by now, it is not lowered; and what it holds is left.
+operations[RAISE] = function(op)
+  local key, code, wanted, ends_ms = KEYS[op[2]], op[3], op[4], op[6]
+  if is_fenced(op[8], op[9]) then return {FENCED} end
+  local crossings = {}
+  if code == SPEND or code == SOFT_SPEND then
+    local balance = call("HMGET", key, "s", "h", "a")
+    local held = tonumber(balance[2] or "0")
+    local made_up = op[5] == 1 and max(held, 0) or 0
+    if tonumber(balance[1] or "0") + made_up >= wanted then return {MOVED} end
+    set_budget(key, balance, wanted, held, ends_ms, op[7], crossings)
+  else
+    local count = call("GET", key)
+    if tonumber(count or "0") >= wanted then return {MOVED} end
+    set_count(key, count, wanted, ends_ms)
   end
   return {OK, crossings}
 end
@@ -80,7 +112,7 @@ operations[RESTORE] = function(op)
     local is_kept = true
     if code == PARALLEL then
       call("ZADD", key, lease_ends, rid)
-      call("PEXPIRE", key, int(2 * LEASE_MS))
+      keep_slots(key)
     elseif code == ROLLING_TOKENS or now >= ends_ms + PERIOD_GRACE_MS then
       -- Windows start empty: a settle must not take from one what is not in it.
       is_kept = false
@@ -99,7 +131,7 @@ operations[RESTORE] = function(op)
     end
   end
   local record = {HELD, epoch, op[6], 0, cmsgpack.pack({}), counters, ARGV[op[5]]}
-  call("SET", reservation, cmsgpack.pack(record), "PX", int(RESERVATION_MS))
+  call("SET", reservation, cmsgpack.pack(record))
   call("ZADD", KEYS[LEASES_KEY], lease_ends, rid)
   call("ZREM", KEYS[REAPED_KEY], rid)
   return {OK}
