@@ -51,6 +51,14 @@ class CounterTable:
         """Return a counter with its key."""
         return Place(self._keyspace.counter_key(counter), counter)
 
+    async def has_reaped(self) -> bool:
+        """Return whether requests are listed that were reaped and are not accounted for yet.
+
+        Raises:
+            RedisError, OSError: Redis did not answer.
+        """
+        return bool(await self._desk.client.zcard(self._keyspace.reaped))
+
     async def scan(self) -> AsyncIterator[list[Place]]:
         """Yield every counter that exists throughout, at least once each, in batches.
 

@@ -137,7 +137,8 @@ class Reconciler:
 
     async def _lower(self, quiet: list[tuple[Place, Suspicion]], fence: int) -> None:
         """Lower counters that stood still, if every node has reported what it did before that."""
-        if not quiet:
+        # What was reaped is charged, and may still be given back: lowered too, it would count twice.
+        if not quiet or await self._table.has_reaped():
             return
         roll = await self._registry.read()
         for place, suspicion in quiet:

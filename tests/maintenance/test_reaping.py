@@ -6,6 +6,7 @@ import pytest
 from dataplane.domain.calls import UsageState
 from dataplane.domain.counters import CounterName
 from dataplane.domain.limiting import Demand, SubjectKind, Unit, Window
+from dataplane.limits.buckets import half_meta
 from dataplane.limits.counters import Keyspace
 from dataplane.maintenance.counter_table import text_of
 from dataplane.maintenance.reaping import abandoned_event
@@ -46,6 +47,29 @@ async def test_what_a_dead_process_held_is_charged_after_its_lease_and_one_row_s
     await until_is(lambda: cluster.desk.client.zcard(cluster.keyspace.reaped), 0)
     assert node.post.abandoned == [request_id]
     assert node.maintainer.reaped_total == 1
+
+
+async def test_a_shared_half_without_a_row_is_given_back_once(cluster: Cluster) -> None:
+    """Its process died between two halves, so nobody ever reports it: it was charged when it was reaped."""
+    node = await cluster.node()
+    for _ in range(3):
+        await node.serve(cost=50)
+    await cluster.settled()
+    dead = await cluster.node(maintains=False)
+    plan, demand = dead.snapshot.plan_for(CALLER, "", "", "", now_ms()), Demand(10, 100)
+    await dead.limiter.reserve("orphan", plan, demand, half_meta(plan, demand))
+    await dead.die()
+    await expire_leases(cluster)
+    await until(lambda: node.maintainer.reaped_total == 1)
+    assert await cluster.counter(Unit.SPEND, Window.MONTH) == (250, 0)
+
+    await cluster.rounds(8)
+    # As five minutes later.
+    await cluster.desk.client.zadd(cluster.keyspace.reaped, {"orphan": 1})
+    await until_is(lambda: cluster.desk.client.zcard(cluster.keyspace.reaped), 0)
+
+    assert await cluster.counter(Unit.SPEND, Window.MONTH) == (150, 0)
+    assert await cluster.counter(Unit.REQUESTS, Window.DAY) == (3, 0)
 
 
 async def test_a_lease_that_runs_is_left_alone(cluster: Cluster) -> None:
