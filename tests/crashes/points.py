@@ -138,8 +138,8 @@ def _die_after_reaping() -> None:
     """Die when Redis has charged what another process left, and the ledger knows nothing of it."""
     reap = Reaper._reap
 
-    async def dying(self: Reaper, fence: int) -> None:
-        await reap(self, fence)
+    async def dying(self: Reaper, overdue: Any, fence: int) -> None:
+        await reap(self, overdue, fence)
         if self.reaped_total:
             die()
 

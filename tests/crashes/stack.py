@@ -2,14 +2,13 @@
 
 import asyncio
 import base64
-import contextlib
 import itertools
 import json
 import os
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -30,15 +29,16 @@ from tollkeeper.common.v1 import limits_pb2, rates_pb2
 from tollkeeper.config.v1 import resources_pb2
 
 from dataplane import embedded_redis
-from dataplane.limits.counters import Keyspace
+from dataplane.domain.limiting import LayerKind
+from dataplane.limits.counters import Keyspace, layer_name
 from dataplane.maintenance.registry import Presence
 from dataplane.mock.server import MockServer, serve
+from tests.crashes.node import start
 from tests.crashes.points import Point
 from tests.distribution.process import Program, environment_of, program
 from tests.e2e.waiting import eventually_async
 from tests.rpc.admin_api import AdminApi
 
-_ROOT: Final = Path(__file__).resolve().parents[2]
 _START_S: Final = 40.0
 _DEATH_S: Final = 10.0
 _NUMBERS: Final = itertools.count(1)
@@ -62,15 +62,13 @@ class Node:
 
     node_id: str
     data_dir: Path
-    process: asyncio.subprocess.Process
+    process: ForkServerProcess
     base_url: str = ""
 
     async def exit_code(self) -> int | None:
         """Wait until it is dead, and return how it died; None when it lives on."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DEATH_S):
-                return await self.process.wait()
-        return None
+        await asyncio.to_thread(self.process.join, _DEATH_S)
+        return self.process.exitcode
 
     @property
     def log(self) -> str:
@@ -128,19 +126,11 @@ class Stack:
         data_dir.mkdir(mode=0o700, exist_ok=True)
         ready = data_dir / "dataplane.ready"
         ready.unlink(missing_ok=True)
-        with (data_dir / "log").open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "tests.crashes.node", *([point] if point else [])),
-                cwd=_ROOT,
-                env=self._environment(node_id, data_dir),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        process = start(self._environment(node_id, data_dir), data_dir / "log", point or "")
         node = Node(node_id, data_dir, process)
         self.stack.push_async_callback(_ended, process)
-        await self.until(lambda: _is(ready.exists() or process.returncode is not None), _START_S)
-        assert process.returncode is None, node.log[-4_000:]
+        await self.until(lambda: _is(ready.exists() or process.exitcode is not None), _START_S)
+        assert process.exitcode is None, node.log[-4_000:]
         node.base_url = json.loads(ready.read_text("utf-8"))["base_url"]
         async with aiohttp.ClientSession() as session:
             await self.until(lambda: _is_ready(session, node), _START_S)
@@ -181,10 +171,15 @@ class Stack:
 
     async def spent_nanousd(self, customer: Customer) -> int:
         """Return what a customer's budget has settled and holds, read in one step."""
-        pattern = f"{self.keyspace.prefix}s:user_spend_per_month:{customer.user_id}:*"
-        keys: list[str] = [key async for key in self.redis.scan_iter(match=pattern, count=1_000)]
+        pattern = f"{self.keyspace.prefix}{LayerKind.SPEND}:*:{customer.user_id}:*"
+        found: list[str] = [key async for key in self.redis.scan_iter(match=pattern, count=1_000)]
+        keys = [key for key in found if self._layer(key) == "user_spend_per_month"]
         amounts = [await self.redis.hmget(key, ["s", "h"]) for key in keys]
         return max((int(s or 0) + int(h or 0) for s, h in amounts), default=0)
+
+    def _layer(self, key: str) -> str:
+        name = self.keyspace.parse_counter(key)
+        return layer_name(name) if name else ""
 
     async def _route_to(self, url: str, name: str) -> str:
         """Have a mock provider serve every model: 1 USD a million tokens in, 2 out."""
@@ -253,11 +248,11 @@ async def _lift_daily_budget(admin: AdminApi) -> None:
     await admin.limits.SetLimits(limit_service_pb2.SetLimitsRequest(limits=limits))
 
 
-async def _ended(process: asyncio.subprocess.Process) -> None:
+async def _ended(process: ForkServerProcess) -> None:
     """See that a process is gone; what it had to lose was looked at before."""
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
-    await process.wait()
+    process.kill()
+    await asyncio.to_thread(process.join, _DEATH_S)
+    assert process.exitcode is not None
 
 
 async def _is(value: bool) -> bool:
@@ -265,7 +260,7 @@ async def _is(value: bool) -> bool:
 
 
 async def _is_ready(session: aiohttp.ClientSession, node: Node) -> bool:
-    assert node.process.returncode is None, node.log[-4_000:]
+    assert node.process.exitcode is None, node.log[-4_000:]
     try:
         async with session.get(f"{node.base_url}/health/ready") as response:
             return response.status == 200

@@ -11,6 +11,7 @@ import httpx
 import redis
 
 from tests.e2e.counting import Counters
+from tests.e2e.plain_http import NO_TLS
 from tests.e2e.stack import Stack
 from tests.e2e.waiting import eventually
 
@@ -33,7 +34,7 @@ def await_dataplane(stack: Stack, number: int, former: int) -> None:
             if stack.dataplane_pid(number) == former:
                 return False
             url = f"{stack.base_urls[number]}/health/ready"
-            return httpx.get(url, trust_env=False, timeout=5).status_code == 200
+            return httpx.get(url, trust_env=False, verify=NO_TLS, timeout=5).status_code == 200
         except (FileNotFoundError, httpx.TransportError):
             return False
 

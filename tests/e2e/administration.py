@@ -1,15 +1,12 @@
-"""The command line as an administrator uses it, without starting an interpreter for each command.
-
-What is measured against a promise of a second must not wait for one; a busy machine takes two.
-"""
+"""The command line as an administrator uses it."""
 
 import json
 from typing import Any, Final
 
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from controlplane.cli.app import app
-from tests.e2e.stack import RefusedError, Secret, Stack, clean_environment
+from tests.e2e.commands import invoke
+from tests.e2e.stack import Stack
 from tests.e2e.waiting import eventually
 
 # What the issue promises: so long after traffic ended, every counter is what the ledger says.
@@ -17,21 +14,15 @@ AGREEMENT_S: Final = 60.0
 
 
 class Administrator:
-    """Runs commands of `tollkeeper` against one stack; not from several threads at once."""
+    """Runs commands of `tollkeeper` against one stack."""
 
     def __init__(self, stack: Stack) -> None:
         """Act as the administrator of `stack`."""
         self.stack = stack
-        self._settings = {
-            "TOLLKEEPER_ADMIN_ADDRESS": str(stack.line["admin_address"]),
-            "TOLLKEEPER_ADMIN_TOKEN": str(stack.line["admin_token"]),
-        }
 
     def run(self, *arguments: str) -> Result:
         """Run a command; its exit code and output are in what is returned."""
-        return CliRunner().invoke(
-            app, list(arguments), env=clean_environment(self._settings), catch_exceptions=False
-        )
+        return invoke(arguments, self.stack.settings)
 
     def __call__(self, *arguments: str) -> Any:  # whatever JSON it prints
         """Run a command with `-o json` and return what it printed.
@@ -39,13 +30,7 @@ class Administrator:
         Raises:
             RefusedError: It failed.
         """
-        done = self.run(*arguments, "-o", "json")
-        if done.exit_code:
-            raise RefusedError(done.stderr)
-        value = json.loads(done.stdout)
-        if isinstance(value, dict) and "api_key" in value:
-            self.stack.secrets.append(Secret(f"the API key {arguments[2]}", value["api_key"]))
-        return value
+        return self.stack.tollkeeper(*arguments)
 
     def differences(self) -> list[dict[str, Any]] | None:
         """Return what `verify` finds; None while nobody can say, or when it compares nothing."""

@@ -5,6 +5,7 @@ import pytest
 
 from tests.e2e.customers import Customer, new_customer
 from tests.e2e.leaks import leaks
+from tests.e2e.plain_http import NO_TLS
 from tests.e2e.stack import Stack
 
 # The whole service has a budget a day: enough for all tests together. And tests stand for a proxy
@@ -16,7 +17,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack of two replicas that all tests share which leave it as it was."""
     running = Stack(tmp_path_factory.mktemp("shared"), environ=SETTINGS)
@@ -35,5 +36,5 @@ def customer(stack: Stack) -> Customer:
 @pytest.fixture
 def http(stack: Stack) -> Iterator[httpx.Client]:
     """A plain client without credentials."""
-    with httpx.Client(trust_env=False, timeout=30) as client:
+    with httpx.Client(trust_env=False, verify=NO_TLS, timeout=30) as client:
         yield client

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from tests.e2e.commands import clean_environment, invoke
 from tests.e2e.waiting import eventually
 
 PROGRAM: Final = Path(sys.executable).with_name("tollkeeper")
@@ -26,8 +27,6 @@ CALL_DEADLINE_S: Final = 40.0
 GONE_DEADLINE_S: Final = 5.0
 # Inherited by every process of a stack, and by nothing else.
 _MARK: Final = "E2E_STACK"
-# `dev` would register a real provider for each of these.
-_PROVIDER_KEYS: Final = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY")
 
 
 class RefusedError(Exception):
@@ -108,20 +107,24 @@ class Stack:
         """Where the mock provider is."""
         return str(self.line["mock_url"])
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """What makes a command that of this stack's administrator and first client."""
+        return {
+            "TOLLKEEPER_ADMIN_ADDRESS": str(self.line["admin_address"]),
+            "TOLLKEEPER_ADMIN_TOKEN": str(self.line["admin_token"]),
+            "TOLLKEEPER_URL": str(self.line["base_url"]),
+            "TOLLKEEPER_API_KEY": str(self.line["api_key"]),
+        }
+
     def run(
         self, *arguments: str, stdin: str = "", environ: Mapping[str, str] | None = None
     ) -> "subprocess.CompletedProcess[str]":
-        """Run `tollkeeper` as this stack's administrator and first client."""
-        settings = {
-            "TOLLKEEPER_ADMIN_ADDRESS": self.line["admin_address"],
-            "TOLLKEEPER_ADMIN_TOKEN": self.line["admin_token"],
-            "TOLLKEEPER_URL": self.line["base_url"],
-            "TOLLKEEPER_API_KEY": self.line["api_key"],
-        }
+        """Run the program `tollkeeper` as this stack's administrator and first client."""
         return subprocess.run(
             [PROGRAM, *arguments],
             cwd=self.folder,
-            env=clean_environment({**settings, **(environ or {})}),
+            env=clean_environment({**self.settings, **(environ or {})}),
             input=stdin,
             capture_output=True,
             encoding="utf-8",
@@ -130,15 +133,15 @@ class Stack:
         )
 
     def tollkeeper(self, *arguments: str, stdin: str = "") -> Any:  # whatever JSON it prints
-        """Run a command with `-o json` and return what it printed.
+        """Run a command of `tollkeeper` with `-o json`, in this process, and return what it printed.
 
         Raises:
             RefusedError: It failed.
         """
         if "--secret-stdin" in arguments:
             self.secrets.append(Secret(f"the secret of {arguments[2]}", stdin))
-        done = self.run(*arguments, "-o", "json", stdin=stdin)
-        if done.returncode:
+        done = invoke((*arguments, "-o", "json"), self.settings, stdin)
+        if done.exit_code:
             raise RefusedError(done.stderr)
         value = json.loads(done.stdout)
         if isinstance(value, dict) and "api_key" in value:
@@ -222,13 +225,3 @@ class Stack:
             assert part, self.log_tail()
             text += part
         return text.decode()
-
-
-def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return this environment with no other settings of ours than `settings`."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("TOLLKEEPER_") and name not in _PROVIDER_KEYS
-    }
-    return {**kept, **settings}

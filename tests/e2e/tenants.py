@@ -9,6 +9,7 @@ from typing import Any, Final
 import httpx
 
 from tests.e2e.administration import Administrator
+from tests.e2e.plain_http import NO_TLS
 from tests.e2e.waiting import eventually
 
 # Counted, and reached by no test.
@@ -61,7 +62,11 @@ class Tenant:
     def quota(self, base_url: str) -> dict[str, dict[str, Any]]:
         """Return what `/v1/llm/quota` says of each layer, by its name."""
         answer = httpx.get(
-            f"{base_url}/v1/llm/quota", headers=self.headers, trust_env=False, timeout=10
+            f"{base_url}/v1/llm/quota",
+            headers=self.headers,
+            trust_env=False,
+            verify=NO_TLS,
+            timeout=10,
         )
         assert answer.status_code == 200, answer.text
         return {each["layer"]: each for each in answer.json()["limits"]}
@@ -89,6 +94,6 @@ def new_tenant(
 
 
 def _is_known(tenant: Tenant, url: str) -> bool:
-    answer = httpx.get(url, headers=tenant.headers, trust_env=False, timeout=10)
+    answer = httpx.get(url, headers=tenant.headers, trust_env=False, verify=NO_TLS, timeout=10)
     # A paused or unrouted one is known, too.
     return answer.status_code != 401

@@ -14,8 +14,9 @@ from google.rpc import (  # type: ignore[import-untyped]  # has none
 )
 from tollkeeper.admin.v1 import user_service_pb2, user_service_pb2_grpc
 
+from tests.e2e.commands import clean_environment
 from tests.e2e.customers import ORGANIZATION, Customer
-from tests.e2e.stack import CALL_DEADLINE_S, PROGRAM, Stack, clean_environment
+from tests.e2e.stack import CALL_DEADLINE_S, PROGRAM, Stack
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 _JSON = {"content-type": "application/json"}

@@ -22,6 +22,7 @@ from tests.e2e.calls import Answer, Streams, client_of
 from tests.e2e.conftest import SETTINGS
 from tests.e2e.counting import Counters
 from tests.e2e.leaks import leaks
+from tests.e2e.plain_http import NO_TLS
 from tests.e2e.stack import Stack
 from tests.e2e.storms import Storm
 from tests.e2e.tenants import Tenant, new_tenant
@@ -70,7 +71,12 @@ def chat(
     """Make one call and read its answer."""
     body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]}
     return httpx.post(
-        f"{base_url}{path}", json=body, headers=tenant.headers, trust_env=False, timeout=20
+        f"{base_url}{path}",
+        json=body,
+        headers=tenant.headers,
+        trust_env=False,
+        verify=NO_TLS,
+        timeout=20,
     )
 
 

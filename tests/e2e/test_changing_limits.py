@@ -13,6 +13,7 @@ import pytest
 
 from tests.e2e.administration import AGREEMENT_S, Administrator
 from tests.e2e.counting import Counters
+from tests.e2e.plain_http import NO_TLS
 from tests.e2e.stack import Stack
 from tests.e2e.tenants import Tenant, new_tenant
 from tests.e2e.waiting import eventually
@@ -41,7 +42,12 @@ def chat(
     """Make one call and read its answer."""
     body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]}
     return httpx.post(
-        f"{base_url}{path}", json=body, headers=tenant.headers, trust_env=False, timeout=20
+        f"{base_url}{path}",
+        json=body,
+        headers=tenant.headers,
+        trust_env=False,
+        verify=NO_TLS,
+        timeout=20,
     )
 
 
@@ -153,7 +159,9 @@ def test_a_temporary_limit_takes_over_at_once_and_ends_by_itself(
     tenant = new_tenant(admin)
     at = cycle(stack.base_urls)
     admin("limit", "set", "--user", tenant.user, "--requests-per-day", "2")
-    everywhere(tenant, is_admitted)
+    for base_url in stack.base_urls:
+        eventually(partial(has_room, tenant, base_url, (2, 0, 2)), PROPAGATION_S)
+    assert everywhere(tenant, is_admitted) == 2
     assert not is_admitted(chat(tenant, next(at)))
 
     began = time.monotonic()

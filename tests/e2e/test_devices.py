@@ -161,4 +161,4 @@ def test_what_a_device_is_seen_with_reaches_its_operator(stack: Stack, http: htt
         return found == wanted and bool(shown["last_seen_at"])
 
     # Batched: nobody is told at once.
-    eventually(seen, 30.0)
+    eventually(seen, 30.0, pause_s=0.5)

@@ -1,15 +1,18 @@
 """Programs that are killed, stopped and restarted under load: no request fails that need not, none is lost or doubled."""
 
 import asyncio
+import base64
 import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
-import httpx
 import pytest
 import redis
 
+from dataplane.control.snapshot_file import SnapshotFile
+from tests.e2e.accidents import await_dataplane
 from tests.e2e.calls import Answer, Client, Streams, client_of
 from tests.e2e.conftest import SETTINGS
 from tests.e2e.customers import Customer, new_customer, prices_of
@@ -24,6 +27,8 @@ QUICK = "mock-tokens-4-pace-40"
 LONG = "mock-tokens-150-pace-20"
 # Two seconds until the restart, or four after a second death in a row, and the start itself.
 RESTART_S = 40.0
+# A write of a small file, in a thread of a busy machine.
+KEPT_S = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +97,13 @@ async def test_a_data_plane_that_restarts_while_the_control_plane_is_stopped_ser
         assert (await client.chat(base_url, api_key=revoked.api_key)).status == 200
         receipt = mortal.tollkeeper("key", "revoke", revoked.key, "--wait", "10s")
         assert receipt["missing"] == []
+        eventually(partial(has_kept, mortal, 0, int(receipt["revision"])), KEPT_S)
         controlplane = mortal.controlplane_pid()
         os.kill(controlplane, signal.SIGSTOP)
         try:
             former = mortal.dataplane_pid(0)
             os.kill(former, signal.SIGKILL)
-            await asyncio.to_thread(await_successor, mortal, 0, former)
+            await asyncio.to_thread(await_dataplane, mortal, 0, former)
             answers = [await client.chat(base_url, stream=stream) for stream in (False, True)]
             refused = await client.chat(base_url, api_key=revoked.api_key)
         finally:
@@ -111,19 +117,12 @@ async def test_a_data_plane_that_restarts_while_the_control_plane_is_stopped_ser
     assert {row["node"] for row in rows} == {"dev-1"}
 
 
-def await_successor(stack: Stack, number: int, former: int) -> None:
-    """Wait until another process serves on the same port."""
-
-    def serves() -> bool:
-        try:
-            if stack.dataplane_pid(number) == former:
-                return False
-            url = f"{stack.base_urls[number]}/health/ready"
-            return httpx.get(url, trust_env=False, timeout=5).status_code == 200
-        except (FileNotFoundError, httpx.TransportError):
-            return False
-
-    eventually(serves, RESTART_S)
+def has_kept(stack: Stack, number: int, revision: int) -> bool:
+    """Return whether a data plane has a revision on disk: it obeys at once, and keeps what it obeys soon."""
+    key = (stack.data_dir / "secrets" / f"node-key-{number + 1}").read_text(encoding="utf-8")
+    file = SnapshotFile(stack.data_dir / f"dataplane-{number + 1}", base64.b64decode(key))
+    kept = file.read()
+    return kept is not None and kept.revision >= revision
 
 
 async def test_kill_9_of_a_data_plane_mid_stream_leaves_exactly_one_row_for_every_admitted_request(
@@ -139,7 +138,7 @@ async def test_kill_9_of_a_data_plane_mid_stream_leaves_exactly_one_row_for_ever
 
         os.kill(former, signal.SIGKILL)
         cut = await streams.answers()
-        await asyncio.to_thread(await_successor, mortal, 0, former)
+        await asyncio.to_thread(await_dataplane, mortal, 0, former)
         whole += [await client.chat(base_url) for _ in range(3)]
 
     assert [(answer.status, answer.is_whole) for answer in cut] == [(200, False)] * 12
@@ -169,7 +168,7 @@ async def test_sigterm_to_a_data_plane_lets_20_open_streams_finish_and_settles_t
 
         os.kill(former, signal.SIGTERM)
         answers = await streams.answers()
-        await asyncio.to_thread(await_successor, mortal, 1, former)
+        await asyncio.to_thread(await_dataplane, mortal, 1, former)
         after = await client.chat(base_url)
 
     assert [(answer.status, answer.is_whole) for answer in answers] == [(200, True)] * 20
@@ -191,5 +190,5 @@ def test_a_data_plane_that_stops_in_order_takes_itself_off_the_list_of_nodes(mor
         eventually(is_listed)
         os.kill(former, signal.SIGTERM)
         eventually(lambda: not is_listed())
-        await_successor(mortal, 0, former)
+        await_dataplane(mortal, 0, former)
         eventually(is_listed)

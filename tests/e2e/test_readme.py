@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from tests.e2e.stack import Stack, clean_environment
+from tests.e2e.commands import clean_environment
+from tests.e2e.stack import Stack
 
 _README: Final = Path(__file__).parents[2] / "README.md"
 _TOUR: Final = re.compile(r"^## A first tour$(.*?)^A real provider", re.DOTALL | re.MULTILINE)

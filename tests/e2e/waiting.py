@@ -10,8 +10,10 @@ PATIENCE_S: Final = 20.0
 _Value = TypeVar("_Value")
 
 
-def eventually(look: Callable[[], _Value], deadline_s: float = PATIENCE_S) -> _Value:
-    """Return the first true value of `look`.
+def eventually(
+    look: Callable[[], _Value], deadline_s: float = PATIENCE_S, *, pause_s: float = 0.02
+) -> _Value:
+    """Return the first true value of `look`, which is asked again `pause_s` seconds after it answered.
 
     Raises:
         AssertionError: There was none in `deadline_s` seconds; it shows the last value.
@@ -19,7 +21,7 @@ def eventually(look: Callable[[], _Value], deadline_s: float = PATIENCE_S) -> _V
     ends_at = time.monotonic() + deadline_s
     while not (value := look()):
         assert time.monotonic() < ends_at, f"not so after {deadline_s:.1f} s: {value!r}"
-        time.sleep(0.02)
+        time.sleep(pause_s)
     return value
 
 

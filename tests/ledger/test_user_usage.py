@@ -12,10 +12,11 @@ import pytest
 from sqlalchemy import func, select
 from tollkeeper.usage.v1 import usage_service_pb2 as pb
 
+from controlplane.domain.usage import UsageState
 from controlplane.rpc.usage_records import row_from_record
 from controlplane.store import ledger as ledger_store
 from controlplane.store.database import Store
-from controlplane.store.ledger import LEDGER, UsageState
+from controlplane.store.ledger import LEDGER
 from controlplane.store.user_days import DAYS
 from tests.ledger.conftest import LedgerServer
 from tests.ledger.test_ledger import record, report, request_id, timestamp
