@@ -429,6 +429,8 @@ class Terminal:
             stdout=terminal,
             stderr=terminal,
             start_new_session=True,
+            # Tests that were started in the background ignore interrupts, and so would all they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "dumb"},
         )
         os.close(terminal)

@@ -628,4 +628,5 @@ async def test_a_large_configuration_does_not_hold_the_event_loop() -> None:
 
     assert len(compiled.snapshot.keys_by_sha256) == 20_000
     assert len(holds_seconds) > 5
-    assert max(holds_seconds) < 0.020
+    # 8 ms on a core of one's own; two threads that share one get half of it each.
+    assert max(holds_seconds) < 0.030

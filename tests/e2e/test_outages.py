@@ -24,6 +24,7 @@ from tests.e2e.waiting import eventually, eventually_async
 
 TENTH: Final = "mock-tokens-1"
 """A model whose every call costs a tenth of a dollar, not more and not less."""
+TENTH_NANOUSD: Final = 100_000_000
 CHEAP: Final = "mock-tokens-2"
 # Outlasts the outage.
 LONG: Final = "mock-tokens-250-pace-20"
@@ -67,6 +68,7 @@ class Outage:
         of_poor: Theirs, likewise.
         streams: Two that were open all the time.
         recovered_s: So long after it went on both replicas admitted as always.
+        counted_s: So long after it went on the counters held what was served to the poor meanwhile.
     """
 
     closed: Tenant
@@ -77,6 +79,7 @@ class Outage:
     of_poor: list[list[Timed]]
     streams: list[Answer]
     recovered_s: float
+    counted_s: float
 
     @property
     def refused(self) -> list[Timed]:
@@ -122,11 +125,15 @@ async def _outage(
             after = ready if tenant is closed else []
             await eventually_async(partial(_is_exact, client, url, tenant, after))
         recovered_s = time.monotonic() - ended
+        served = sum(each.status == 200 for part in of_poor for each in part)
+        is_counted = partial(_has_counted, stack, poor, served, served * TENTH_NANOUSD)
+        await eventually_async(partial(asyncio.to_thread, is_counted))
+        counted_s = time.monotonic() - ended
         is_over.set()
         of_closed = [answer for each in await asyncio.gather(*load) for answer in each]
         left = [answer for each in streams for answer in await each.answers()]
     of_closed += ready
-    return Outage(closed, opened, poor, of_closed, of_opened, of_poor, left, recovered_s)
+    return Outage(closed, opened, poor, of_closed, of_opened, of_poor, left, recovered_s, counted_s)
 
 
 async def _calls(
@@ -202,6 +209,10 @@ def test_an_emergency_costs_at_most_the_emergency_budget(outage: Outage) -> None
 
 def test_both_replicas_admit_as_always_within_3_seconds(outage: Outage) -> None:
     assert outage.recovered_s <= EXACT_AGAIN_S
+
+
+def test_what_was_served_meanwhile_is_counted_within_3_seconds(outage: Outage) -> None:
+    assert outage.counted_s <= EXACT_AGAIN_S
 
 
 def test_what_was_served_meanwhile_is_in_the_ledger_and_comes_into_the_counters(
