@@ -1,10 +1,12 @@
 """Ends tasks for certain."""
 
 import asyncio
+import random
 from typing import Any, Final  # Any: what a task returns is nobody's business here
 
-# Longer than a task that was cancelled needs to end.
-_AGAIN_SECONDS: Final = 0.05
+# On the average longer than a task that was cancelled needs to end. Never the same: a task that wakes
+# up as often as it is cancelled would be met in the same command each time.
+_AGAIN_SECONDS: Final = (0.02, 0.08)
 
 
 async def stop(*tasks: asyncio.Task[Any]) -> None:
@@ -20,7 +22,7 @@ async def stop(*tasks: asyncio.Task[Any]) -> None:
         for task in left:
             task.cancel()
         try:
-            await asyncio.wait(left, timeout=_AGAIN_SECONDS)
+            await asyncio.wait(left, timeout=random.uniform(*_AGAIN_SECONDS))  # noqa: S311 - no secret
         except asyncio.CancelledError:
             is_cancelled = True
         left = {task for task in left if not task.done()}
