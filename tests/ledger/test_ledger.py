@@ -235,6 +235,7 @@ async def test_nodes_that_race_with_the_same_records_give_exact_sums(
         {"address_subjects": ["a\0b"]},
         {"layers": tried(names=[f"l{n}" for n in range(33)])},
         {"layers": tried(names=[""])},
+        {"layers": tried(names=["x" * 101])},
         {"layers": tried(names=["a\0b"])},
         {"layers": tried(capacities=[-1])},
         {"layers": tried(reserved=[2**53 + 1])},
