@@ -42,7 +42,6 @@ _OPENED_AT_ONCE: Final = 32
 # How long callers wait for the counters of a bucket that nobody has used before: an organization's
 # first call finds them cold, and they are rebuilt within a second if all data planes are there.
 FRESH_SECONDS: Final = 3.0
-_LOOK_SECONDS: Final = 0.02
 # More than that, and it is no organization's first call but a service that begins from nothing.
 MAX_WAITING: Final = 1_000
 
@@ -315,8 +314,8 @@ class ShardedLimiter:
         """Return when counters are rebuilt that were cold when they were first looked at."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._fresh_seconds):
-                while limiter.is_cold:  # noqa: ASYNC110 - it changes in another process
-                    await asyncio.sleep(_LOOK_SECONDS)
+                while limiter.is_cold:
+                    await limiter.changes.after(limiter.changes.number)
 
     async def _warmed(self, hash_tag: str) -> None:
         """Wait for the counters of a new bucket, as long as anybody does; others wait for nothing."""
