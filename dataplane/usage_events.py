@@ -3,7 +3,7 @@
 A request's record is written three times: for the limiter, for the file before anything goes
 upstream, and when it is over. All but a few fields stay the same, so it is made once as a draft,
 and what a plan says in all of its records is worked out once for the plan. What the layers said is
-half of a record, and only the last one has it.
+known when it was let in: the limiter's has none of it.
 """
 
 from collections.abc import Sequence

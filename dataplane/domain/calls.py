@@ -95,8 +95,8 @@ class TriedLayers(msgspec.Struct, frozen=True, array_like=True):
 
     The first four have an item for each layer, in the plan's order; amounts are in its unit, money
     in nano-USD. `remaining` is what was left right after; before it were `reserved` more. `shadows`
-    and `softs` are places in the columns. Columns, because a request has some twenty layers: an
-    object for each took a tenth of its time.
+    and `softs` are places in the columns. Columns, because a request has some twenty layers, and the
+    names and capacities of its plan are the same each time.
     """
 
     names: tuple[str, ...] = ()

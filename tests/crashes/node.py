@@ -1,4 +1,4 @@
-"""A data plane as it is shipped, but that a lease of its requests ends after two seconds instead of 30.
+"""A data plane as it is shipped, but that a lease of its requests ends after two seconds instead of 25.
 
 Each is a process of its own, with the settings of `python -m dataplane`, that kills itself at a point when it
 is told to. It is forked from one that has imported everything: a score of starts takes longer than what the

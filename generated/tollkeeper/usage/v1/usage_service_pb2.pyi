@@ -874,7 +874,7 @@ Global___UsageRecord: _TypeAlias = UsageRecord  # noqa: Y015
 @_typing.final
 class TriedLayers(_message.Message):
     """TriedLayers is what the layers said when the request was admitted, column by column: every request has some twenty, and
-    a message for each would be most of what its record costs. The first four have an item for each layer, in the order in
+    a message for each was half of what its record cost the control plane. The first four have an item for each layer, in the order in
     which they bind. Amounts are in the layer's unit (spend: nano-USD).
     """
 
