@@ -19,3 +19,4 @@ class Kind(StrEnum):
     ADMINISTRATOR = "administrator"
     DEVICE = "device"
     TIER = "tier"
+    NODE = "node"

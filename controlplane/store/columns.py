@@ -5,6 +5,15 @@ from typing import Any
 
 from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Integer, String, types
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlmodel import SQLModel
+
+# Constraints with names of our own, so that a later migration can name them on both databases.
+SQLModel.metadata.naming_convention = {
+    "ix": "ix_%(table_name)s_%(column_0_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
 
 
 class UtcDateTime(types.TypeDecorator[datetime]):

@@ -15,14 +15,6 @@ from sqlmodel import Field, SQLModel
 from controlplane.domain.kinds import Kind
 from controlplane.store.columns import Json, RowNumber, UtcDateTime, text
 
-# Constraints with names of our own, so that a later migration can name them on both databases.
-SQLModel.metadata.naming_convention = {
-    "ix": "ix_%(table_name)s_%(column_0_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_name)s",
-    "pk": "pk_%(table_name)s",
-}
-
 
 class ConfigurationRow(SQLModel):
     """What every row of the configuration has. `revision` and `updated_at` are stamped by the transaction."""
@@ -273,6 +265,8 @@ class RevisionCounter(SQLModel, table=True):
     """One row, id 1: which database this is, and the number of its last change.
 
     Tombstones up to `compacted_revision` are gone: what changed since an older revision cannot be told any more.
+    `database_identity` is what the server said of itself when the epoch began (PostgreSQL: the cluster's system identifier
+    and the database's own number); another one means that this is a copy. Empty: not asked yet.
     """
 
     __tablename__ = "revision_counter"
@@ -286,6 +280,9 @@ class RevisionCounter(SQLModel, table=True):
     config_epoch: str = Field(sa_type=text(32))
     revision: int = Field(default=0, sa_type=BigInteger)
     compacted_revision: int = Field(default=0, sa_type=BigInteger)
+    database_identity: str = Field(
+        default="", sa_type=text(128), sa_column_kwargs={"server_default": literal_text("''")}
+    )
 
 
 class Tombstone(SQLModel, table=True):
@@ -506,6 +503,21 @@ class DeviceSighting(SQLModel, table=True):
     version: str = Field(default="", sa_type=text(64))
 
 
+class NodeIdentity(ConfigurationRow, table=True):
+    """A data plane that joined with a token, or that is banned. It travels nowhere; `id` is the node's id.
+
+    `organization_ids` is its scope; none means all. `enrolled_at` is None for one that was banned before it ever joined.
+    """
+
+    __tablename__ = "nodes"
+    KIND: ClassVar[Kind] = Kind.NODE
+
+    organization_ids: list[str] = Field(default_factory=list, sa_type=Json)
+    enrolled_at: datetime | None = Field(default=None, sa_type=UtcDateTime, nullable=True)
+    banned_at: datetime | None = Field(default=None, sa_type=UtcDateTime, nullable=True)
+    ban_reason: str = Field(default="", sa_type=text(500))
+
+
 CONFIGURATION: tuple[type[ConfigurationRow], ...] = (
     ServiceSettings,
     Organization,
@@ -520,5 +532,6 @@ CONFIGURATION: tuple[type[ConfigurationRow], ...] = (
     Administrator,
     Tier,
     Device,
+    NodeIdentity,
 )
 """Every table of the configuration."""

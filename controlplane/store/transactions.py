@@ -8,8 +8,10 @@ from sqlalchemy import event, func, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from controlplane.store.fleet_tables import RevocationRow
 from controlplane.store.repositories import Repositories
 from controlplane.store.row_changes import RowChanges
+from controlplane.store.row_versions import end_of, version_of
 from controlplane.store.tables import AuditEntry, ConfigurationRow, RevisionCounter, Tombstone
 
 COUNTER_ID: Final = 1
@@ -38,6 +40,7 @@ class Transaction(Repositories):
         self._sealed = False
         self._changed: dict[int, ConfigurationRow] = {}
         self._deleted: dict[int, ConfigurationRow] = {}
+        self._revocations: dict[tuple[int, str], RevocationRow] = {}
         self._row_changes = RowChanges()
         event.listen(session.sync_session, "before_flush", self._note_changes)
 
@@ -68,6 +71,27 @@ class Transaction(Repositories):
     async def delete(self, row: ConfigurationRow) -> None:
         """Delete `row` and leave a tombstone."""
         await self.session.delete(row)
+
+    def revoke(
+        self,
+        kind: int,
+        subject_id: str,
+        *,
+        organization_id: str = "",
+        terminate_streams: bool = False,
+    ) -> None:
+        """Have it kept with this change that something is out of service for good; see `RevocationRow`.
+
+        It counts only where the change takes a revision.
+        """
+        self._revocations[kind, subject_id] = RevocationRow(
+            revision=0,
+            kind=kind,
+            subject_id=subject_id,
+            organization_id=organization_id,
+            terminate_streams=terminate_streams,
+            at=self.now,
+        )
 
     def discard(self) -> None:
         """Keep nothing: every check is made, also the database's own, and the end of the block rolls back."""
@@ -140,10 +164,15 @@ class Transaction(Repositories):
         for row in changed:
             row.revision = self.revision
             row.updated_at = self.now
+            self.session.add(version_of(row, self.revision, self.now))
         for row in deleted:
             self.session.add(
                 Tombstone(kind=row.KIND, id=row.id, revision=self.revision, deleted_at=self.now)
             )
+            self.session.add(end_of(row, self.revision, self.now))
+        for revocation in self._revocations.values():
+            revocation.revision = self.revision
+            self.session.add(revocation)
         self.session.add(
             AuditEntry(
                 at=self.now,

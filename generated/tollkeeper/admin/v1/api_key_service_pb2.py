@@ -23,13 +23,14 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tollkeeper.admin.v1 import changes_pb2 as tollkeeper_dot_admin_dot_v1_dot_changes__pb2
 from tollkeeper.common.v1 import access_pb2 as tollkeeper_dot_common_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tollkeeper/admin/v1/api_key_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\"\x88\x04\n\x06\x41piKey\x12\x85\x01\n\x04name\x18\x01 \x01(\tBw\xbaHtrr2p^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?/[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?/[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?$\x12\x17\n\x06router\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x7f\x12)\n\x0e\x61llowed_models\x18\x03 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\x64\"\x07r\x05\x10\x01\x18\xc8\x01\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07revoked\x18\x05 \x01(\x08\x12\x0f\n\x07\x64isplay\x18\x06 \x01(\t\x12\x0c\n\x04test\x18\x07 \x01(\x08\x12=\n\x04tier\x18\x08 \x01(\tB/\xbaH,r*2(^([a-z0-9]([a-z0-9_-]{0,14}[a-z0-9])?)?$\x12\n\n\x02id\x18\x14 \x01(\t\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x80\x01\n\x13\x43reateApiKeyRequest\x12\x34\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.tollkeeper.admin.v1.ApiKeyB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\",\n\x10GetApiKeyRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"\x87\x01\n\x12ListApiKeysRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x1d\n\x0corganization\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x15\n\x04user\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x7f\"]\n\x13ListApiKeysResponse\x12-\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x1b.tollkeeper.admin.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb1\x01\n\x13UpdateApiKeyRequest\x12\x34\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.tollkeeper.admin.v1.ApiKeyB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\x8a\x01\n\x13\x44\x65leteApiKeyRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"V\n\x14\x43reateApiKeyResponse\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.tollkeeper.admin.v1.ApiKey\x12\x14\n\x07\x61pi_key\x18\x02 \x01(\tB\x03\x80\x01\x01\"\x86\x01\n\x13RevokeApiKeyRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1c\n\x07wait_ms\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xb0\xea\x01(\x00\x12\x19\n\x11terminate_streams\x18\x03 \x01(\x08\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x32\xcb\x05\n\rApiKeyService\x12{\n\x0c\x43reateApiKey\x12(.tollkeeper.admin.v1.CreateApiKeyRequest\x1a).tollkeeper.admin.v1.CreateApiKeyResponse\"\x16\xca\xf3\x18\x12\n\x0e\x61pi_keys.write\x10\x04\x12\x66\n\tGetApiKey\x12%.tollkeeper.admin.v1.GetApiKeyRequest\x1a\x1b.tollkeeper.admin.v1.ApiKey\"\x15\xca\xf3\x18\x11\n\rapi_keys.read\x10\x02\x12w\n\x0bListApiKeys\x12\'.tollkeeper.admin.v1.ListApiKeysRequest\x1a(.tollkeeper.admin.v1.ListApiKeysResponse\"\x15\xca\xf3\x18\x11\n\rapi_keys.read\x10\x02\x12m\n\x0cUpdateApiKey\x12(.tollkeeper.admin.v1.UpdateApiKeyRequest\x1a\x1b.tollkeeper.admin.v1.ApiKey\"\x16\xca\xf3\x18\x12\n\x0e\x61pi_keys.write\x10\x03\x12s\n\x0c\x44\x65leteApiKey\x12(.tollkeeper.admin.v1.DeleteApiKeyRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x16\xca\xf3\x18\x12\n\x0e\x61pi_keys.write\x10\x03\x12x\n\x0cRevokeApiKey\x12(.tollkeeper.admin.v1.RevokeApiKeyRequest\x1a&.tollkeeper.admin.v1.RevocationReceipt\"\x16\xca\xf3\x18\x12\n\x0e\x61pi_keys.write\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tollkeeper/admin/v1/api_key_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\"\xbf\x04\n\x06\x41piKey\x12\x85\x01\n\x04name\x18\x01 \x01(\tBw\xbaHtrr2p^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?/[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?/[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?$\x12\x17\n\x06router\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x7f\x12)\n\x0e\x61llowed_models\x18\x03 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\x64\"\x07r\x05\x10\x01\x18\xc8\x01\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07revoked\x18\x05 \x01(\x08\x12\x0f\n\x07\x64isplay\x18\x06 \x01(\t\x12\x0c\n\x04test\x18\x07 \x01(\x08\x12=\n\x04tier\x18\x08 \x01(\tB/\xbaH,r*2(^([a-z0-9]([a-z0-9_-]{0,14}[a-z0-9])?)?$\x12\n\n\x02id\x18\x14 \x01(\t\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x0bpropagation\x18\x32 \x01(\x0b\x32 .tollkeeper.admin.v1.Propagation\"\xc7\x01\n\x13\x43reateApiKeyRequest\x12\x34\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.tollkeeper.admin.v1.ApiKeyB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\",\n\x10GetApiKeyRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"\x87\x01\n\x12ListApiKeysRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x1d\n\x0corganization\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x15\n\x04user\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x7f\"]\n\x13ListApiKeysResponse\x12-\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x1b.tollkeeper.admin.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf8\x01\n\x13UpdateApiKeyRequest\x12\x34\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.tollkeeper.admin.v1.ApiKeyB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\xd1\x01\n\x13\x44\x65leteApiKeyRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\x8d\x01\n\x14\x43reateApiKeyResponse\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.tollkeeper.admin.v1.ApiKey\x12\x14\n\x07\x61pi_key\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x35\n\x0bpropagation\x18\x32 \x01(\x0b\x32 .tollkeeper.admin.v1.Propagation\"\xcd\x01\n\x13RevokeApiKeyRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1c\n\x07wait_ms\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xb0\xea\x01(\x00\x12\x19\n\x11terminate_streams\x18\x03 \x01(\x08\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\x32\xcb\x05\n\rApiKeyService\x12{\n\x0c\x43reateApiKey\x12(.tollkeeper.admin.v1.CreateApiKeyRequest\x1a).tollkeeper.admin.v1.CreateApiKeyResponse\"\x16\xca\xf3\x18\x12\n\x0e\x61pi_keys.write\x10\x04\x12\x66\n\tGetApiKey\x12%.tollkeeper.admin.v1.GetApiKeyRequest\x1a\x1b.tollkeeper.admin.v1.ApiKey\"\x15\xca\xf3\x18\x11\n\rapi_keys.read\x10\x02\x12w\n\x0bListApiKeys\x12\'.tollkeeper.admin.v1.ListApiKeysRequest\x1a(.tollkeeper.admin.v1.ListApiKeysResponse\"\x15\xca\xf3\x18\x11\n\rapi_keys.read\x10\x02\x12m\n\x0cUpdateApiKey\x12(.tollkeeper.admin.v1.UpdateApiKeyRequest\x1a\x1b.tollkeeper.admin.v1.ApiKey\"\x16\xca\xf3\x18\x12\n\x0e\x61pi_keys.write\x10\x03\x12s\n\x0c\x44\x65leteApiKey\x12(.tollkeeper.admin.v1.DeleteApiKeyRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x16\xca\xf3\x18\x12\n\x0e\x61pi_keys.write\x10\x03\x12x\n\x0cRevokeApiKey\x12(.tollkeeper.admin.v1.RevokeApiKeyRequest\x1a&.tollkeeper.admin.v1.RevocationReceipt\"\x16\xca\xf3\x18\x12\n\x0e\x61pi_keys.write\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,6 +51,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEAPIKEYREQUEST'].fields_by_name['api_key']._serialized_options = b'\272H\003\310\001\001'
   _globals['_CREATEAPIKEYREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATEAPIKEYREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_CREATEAPIKEYREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_CREATEAPIKEYREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_GETAPIKEYREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETAPIKEYREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_LISTAPIKEYSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -64,12 +67,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEAPIKEYREQUEST'].fields_by_name['api_key']._serialized_options = b'\272H\003\310\001\001'
   _globals['_UPDATEAPIKEYREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_UPDATEAPIKEYREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_UPDATEAPIKEYREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_UPDATEAPIKEYREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_DELETEAPIKEYREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEAPIKEYREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_DELETEAPIKEYREQUEST'].fields_by_name['etag']._loaded_options = None
   _globals['_DELETEAPIKEYREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
   _globals['_DELETEAPIKEYREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETEAPIKEYREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_DELETEAPIKEYREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_DELETEAPIKEYREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_CREATEAPIKEYRESPONSE'].fields_by_name['api_key']._loaded_options = None
   _globals['_CREATEAPIKEYRESPONSE'].fields_by_name['api_key']._serialized_options = b'\200\001\001'
   _globals['_REVOKEAPIKEYREQUEST'].fields_by_name['name']._loaded_options = None
@@ -78,6 +85,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REVOKEAPIKEYREQUEST'].fields_by_name['wait_ms']._serialized_options = b'\272H\010\032\006\030\260\352\001(\000'
   _globals['_REVOKEAPIKEYREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_REVOKEAPIKEYREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_REVOKEAPIKEYREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_REVOKEAPIKEYREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_APIKEYSERVICE'].methods_by_name['CreateApiKey']._loaded_options = None
   _globals['_APIKEYSERVICE'].methods_by_name['CreateApiKey']._serialized_options = b'\312\363\030\022\n\016api_keys.write\020\004'
   _globals['_APIKEYSERVICE'].methods_by_name['GetApiKey']._loaded_options = None
@@ -90,24 +99,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APIKEYSERVICE'].methods_by_name['DeleteApiKey']._serialized_options = b'\312\363\030\022\n\016api_keys.write\020\003'
   _globals['_APIKEYSERVICE'].methods_by_name['RevokeApiKey']._loaded_options = None
   _globals['_APIKEYSERVICE'].methods_by_name['RevokeApiKey']._serialized_options = b'\312\363\030\022\n\016api_keys.write\020\003'
-  _globals['_APIKEY']._serialized_start=233
-  _globals['_APIKEY']._serialized_end=753
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=756
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=884
-  _globals['_GETAPIKEYREQUEST']._serialized_start=886
-  _globals['_GETAPIKEYREQUEST']._serialized_end=930
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=933
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1068
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1070
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1163
-  _globals['_UPDATEAPIKEYREQUEST']._serialized_start=1166
-  _globals['_UPDATEAPIKEYREQUEST']._serialized_end=1343
-  _globals['_DELETEAPIKEYREQUEST']._serialized_start=1346
-  _globals['_DELETEAPIKEYREQUEST']._serialized_end=1484
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=1486
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=1572
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1575
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1709
-  _globals['_APIKEYSERVICE']._serialized_start=1712
-  _globals['_APIKEYSERVICE']._serialized_end=2427
+  _globals['_APIKEY']._serialized_start=265
+  _globals['_APIKEY']._serialized_end=840
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=843
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=1042
+  _globals['_GETAPIKEYREQUEST']._serialized_start=1044
+  _globals['_GETAPIKEYREQUEST']._serialized_end=1088
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1091
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1226
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1228
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1321
+  _globals['_UPDATEAPIKEYREQUEST']._serialized_start=1324
+  _globals['_UPDATEAPIKEYREQUEST']._serialized_end=1572
+  _globals['_DELETEAPIKEYREQUEST']._serialized_start=1575
+  _globals['_DELETEAPIKEYREQUEST']._serialized_end=1784
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=1787
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=1928
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1931
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=2136
+  _globals['_APIKEYSERVICE']._serialized_start=2139
+  _globals['_APIKEYSERVICE']._serialized_end=2854
 # @@protoc_insertion_point(module_scope)

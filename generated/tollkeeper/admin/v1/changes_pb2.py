@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tollkeeper/admin/v1/changes.proto\x12\x13tollkeeper.admin.v1\"6\n\x0c\x44\x65leteResult\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x14\n\x0c\x61lso_deleted\x18\x02 \x03(\t\"o\n\x11RevocationReceipt\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x37\n\x07\x61pplied\x18\x02 \x03(\x0b\x32&.tollkeeper.admin.v1.AppliedRevocation\x12\x0f\n\x07missing\x18\x03 \x03(\t\"-\n\x11\x41ppliedRevocation\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\n\n\x02ms\x18\x02 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tollkeeper/admin/v1/changes.proto\x12\x13tollkeeper.admin.v1\"m\n\x0c\x44\x65leteResult\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x14\n\x0c\x61lso_deleted\x18\x02 \x03(\t\x12\x35\n\x0bpropagation\x18\x32 \x01(\x0b\x32 .tollkeeper.admin.v1.Propagation\"e\n\x0bPropagation\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x33\n\x07\x61pplied\x18\x02 \x03(\x0b\x32\".tollkeeper.admin.v1.AppliedChange\x12\x0f\n\x07missing\x18\x03 \x03(\t\")\n\rAppliedChange\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\n\n\x02ms\x18\x02 \x01(\x03\"o\n\x11RevocationReceipt\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x37\n\x07\x61pplied\x18\x02 \x03(\x0b\x32&.tollkeeper.admin.v1.AppliedRevocation\x12\x0f\n\x07missing\x18\x03 \x03(\t\">\n\x11\x41ppliedRevocation\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\n\n\x02ms\x18\x02 \x01(\x03\x12\x0f\n\x07is_kept\x18\x03 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tollkeeper.admin.v1.changes
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DELETERESULT']._serialized_start=58
-  _globals['_DELETERESULT']._serialized_end=112
-  _globals['_REVOCATIONRECEIPT']._serialized_start=114
-  _globals['_REVOCATIONRECEIPT']._serialized_end=225
-  _globals['_APPLIEDREVOCATION']._serialized_start=227
-  _globals['_APPLIEDREVOCATION']._serialized_end=272
+  _globals['_DELETERESULT']._serialized_end=167
+  _globals['_PROPAGATION']._serialized_start=169
+  _globals['_PROPAGATION']._serialized_end=270
+  _globals['_APPLIEDCHANGE']._serialized_start=272
+  _globals['_APPLIEDCHANGE']._serialized_end=313
+  _globals['_REVOCATIONRECEIPT']._serialized_start=315
+  _globals['_REVOCATIONRECEIPT']._serialized_end=426
+  _globals['_APPLIEDREVOCATION']._serialized_start=428
+  _globals['_APPLIEDREVOCATION']._serialized_end=490
 # @@protoc_insertion_point(module_scope)

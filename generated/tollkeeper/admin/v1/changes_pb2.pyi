@@ -26,25 +26,91 @@ class DeleteResult(_message.Message):
 
     REVISION_FIELD_NUMBER: _builtins.int
     ALSO_DELETED_FIELD_NUMBER: _builtins.int
+    PROPAGATION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The revision of the change; a data plane at or above it has it."""
     @_builtins.property
     def also_deleted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What was deleted with it, by `force`: kind and name, `user acme/alice`."""
 
+    @_builtins.property
+    def propagation(self) -> Global___Propagation:
+        """Output. Who has applied the change, if the request asked to wait for that."""
+
     def __init__(
         self,
         *,
         revision: _builtins.int = ...,
         also_deleted: _abc.Iterable[_builtins.str] | None = ...,
+        propagation: Global___Propagation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["propagation", b"propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["also_deleted", b"also_deleted", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["also_deleted", b"also_deleted", "propagation", b"propagation", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteResult: _TypeAlias = DeleteResult  # noqa: Y015
+
+@_typing.final
+class Propagation(_message.Message):
+    """Propagation says which data planes had applied a change when the wait for them was over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision of the change."""
+    @_builtins.property
+    def applied(self) -> _containers.RepeatedCompositeFieldContainer[Global___AppliedChange]:
+        """Live nodes that have applied it."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Live nodes that had not said so in time."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        applied: _abc.Iterable[Global___AppliedChange] | None = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "missing", b"missing", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Propagation: _TypeAlias = Propagation  # noqa: Y015
+
+@_typing.final
+class AppliedChange(_message.Message):
+    """AppliedChange is one node's part of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    MS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node."""
+    ms: _builtins.int
+    """Milliseconds from the commit to its acknowledgement."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ms", b"ms", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppliedChange: _TypeAlias = AppliedChange  # noqa: Y015
 
 @_typing.final
 class RevocationReceipt(_message.Message):
@@ -88,19 +154,23 @@ class AppliedRevocation(_message.Message):
 
     NODE_FIELD_NUMBER: _builtins.int
     MS_FIELD_NUMBER: _builtins.int
+    IS_KEPT_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """The node."""
     ms: _builtins.int
     """Milliseconds from the commit to its acknowledgement."""
+    is_kept: _builtins.bool
+    """It obeys after a restart without a control plane too."""
     def __init__(
         self,
         *,
         node: _builtins.str = ...,
         ms: _builtins.int = ...,
+        is_kept: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ms", b"ms", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_kept", b"is_kept", "ms", b"ms", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

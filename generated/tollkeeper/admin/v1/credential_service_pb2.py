@@ -23,12 +23,13 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tollkeeper.admin.v1 import changes_pb2 as tollkeeper_dot_admin_dot_v1_dot_changes__pb2
 from tollkeeper.common.v1 import access_pb2 as tollkeeper_dot_common_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,tollkeeper/admin/v1/credential_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\"\xb0\x02\n\nCredential\x12g\n\x04name\x18\x01 \x01(\tBY\xbaHVrT2R^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?(/[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?){1,2}$\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\n\n\x02id\x18\x14 \x01(\t\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb4\x01\n\x17\x43reateCredentialRequest\x12;\n\ncredential\x18\x01 \x01(\x0b\x32\x1f.tollkeeper.admin.v1.CredentialB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\'\n\x06secret\x18\x04 \x01(\tB\x17\x80\x01\x01\xbaH\x11r\x0f\x10\x01\x18\x80@2\x08^[!-~]+$\"0\n\x14GetCredentialRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"p\n\x16ListCredentialsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x19\n\x08provider\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18\x7f\"h\n\x17ListCredentialsResponse\x12\x34\n\x0b\x63redentials\x18\x01 \x03(\x0b\x32\x1f.tollkeeper.admin.v1.Credential\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8e\x01\n\x17\x44\x65leteCredentialRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"\x91\x01\n\x17RotateCredentialRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\'\n\x06secret\x18\x02 \x01(\tB\x17\x80\x01\x01\xbaH\x11r\x0f\x10\x01\x18\x80@2\x08^[!-~]+$\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x32\x8f\x05\n\x11\x43redentialService\x12|\n\x10\x43reateCredential\x12,.tollkeeper.admin.v1.CreateCredentialRequest\x1a\x1f.tollkeeper.admin.v1.Credential\"\x19\xca\xf3\x18\x15\n\x11\x63redentials.write\x10\x04\x12u\n\rGetCredential\x12).tollkeeper.admin.v1.GetCredentialRequest\x1a\x1f.tollkeeper.admin.v1.Credential\"\x18\xca\xf3\x18\x14\n\x10\x63redentials.read\x10\x02\x12\x86\x01\n\x0fListCredentials\x12+.tollkeeper.admin.v1.ListCredentialsRequest\x1a,.tollkeeper.admin.v1.ListCredentialsResponse\"\x18\xca\xf3\x18\x14\n\x10\x63redentials.read\x10\x02\x12~\n\x10\x44\x65leteCredential\x12,.tollkeeper.admin.v1.DeleteCredentialRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x19\xca\xf3\x18\x15\n\x11\x63redentials.write\x10\x03\x12|\n\x10RotateCredential\x12,.tollkeeper.admin.v1.RotateCredentialRequest\x1a\x1f.tollkeeper.admin.v1.Credential\"\x19\xca\xf3\x18\x15\n\x11\x63redentials.write\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,tollkeeper/admin/v1/credential_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\"\xe7\x02\n\nCredential\x12g\n\x04name\x18\x01 \x01(\tBY\xbaHVrT2R^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?(/[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?){1,2}$\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\n\n\x02id\x18\x14 \x01(\t\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x0bpropagation\x18\x32 \x01(\x0b\x32 .tollkeeper.admin.v1.Propagation\"\xfb\x01\n\x17\x43reateCredentialRequest\x12;\n\ncredential\x18\x01 \x01(\x0b\x32\x1f.tollkeeper.admin.v1.CredentialB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\'\n\x06secret\x18\x04 \x01(\tB\x17\x80\x01\x01\xbaH\x11r\x0f\x10\x01\x18\x80@2\x08^[!-~]+$\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"0\n\x14GetCredentialRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"p\n\x16ListCredentialsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x19\n\x08provider\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18\x7f\"h\n\x17ListCredentialsResponse\x12\x34\n\x0b\x63redentials\x18\x01 \x03(\x0b\x32\x1f.tollkeeper.admin.v1.Credential\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd5\x01\n\x17\x44\x65leteCredentialRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\xd8\x01\n\x17RotateCredentialRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\'\n\x06secret\x18\x02 \x01(\tB\x17\x80\x01\x01\xbaH\x11r\x0f\x10\x01\x18\x80@2\x08^[!-~]+$\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\x32\x8f\x05\n\x11\x43redentialService\x12|\n\x10\x43reateCredential\x12,.tollkeeper.admin.v1.CreateCredentialRequest\x1a\x1f.tollkeeper.admin.v1.Credential\"\x19\xca\xf3\x18\x15\n\x11\x63redentials.write\x10\x04\x12u\n\rGetCredential\x12).tollkeeper.admin.v1.GetCredentialRequest\x1a\x1f.tollkeeper.admin.v1.Credential\"\x18\xca\xf3\x18\x14\n\x10\x63redentials.read\x10\x02\x12\x86\x01\n\x0fListCredentials\x12+.tollkeeper.admin.v1.ListCredentialsRequest\x1a,.tollkeeper.admin.v1.ListCredentialsResponse\"\x18\xca\xf3\x18\x14\n\x10\x63redentials.read\x10\x02\x12~\n\x10\x44\x65leteCredential\x12,.tollkeeper.admin.v1.DeleteCredentialRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x19\xca\xf3\x18\x15\n\x11\x63redentials.write\x10\x03\x12|\n\x10RotateCredential\x12,.tollkeeper.admin.v1.RotateCredentialRequest\x1a\x1f.tollkeeper.admin.v1.Credential\"\x19\xca\xf3\x18\x15\n\x11\x63redentials.write\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +46,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATECREDENTIALREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
   _globals['_CREATECREDENTIALREQUEST'].fields_by_name['secret']._loaded_options = None
   _globals['_CREATECREDENTIALREQUEST'].fields_by_name['secret']._serialized_options = b'\200\001\001\272H\021r\017\020\001\030\200@2\010^[!-~]+$'
+  _globals['_CREATECREDENTIALREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_CREATECREDENTIALREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_GETCREDENTIALREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETCREDENTIALREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_LISTCREDENTIALSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -59,12 +62,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETECREDENTIALREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
   _globals['_DELETECREDENTIALREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETECREDENTIALREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_DELETECREDENTIALREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_DELETECREDENTIALREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_ROTATECREDENTIALREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_ROTATECREDENTIALREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_ROTATECREDENTIALREQUEST'].fields_by_name['secret']._loaded_options = None
   _globals['_ROTATECREDENTIALREQUEST'].fields_by_name['secret']._serialized_options = b'\200\001\001\272H\021r\017\020\001\030\200@2\010^[!-~]+$'
   _globals['_ROTATECREDENTIALREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_ROTATECREDENTIALREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_ROTATECREDENTIALREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_ROTATECREDENTIALREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_CREDENTIALSERVICE'].methods_by_name['CreateCredential']._loaded_options = None
   _globals['_CREDENTIALSERVICE'].methods_by_name['CreateCredential']._serialized_options = b'\312\363\030\025\n\021credentials.write\020\004'
   _globals['_CREDENTIALSERVICE'].methods_by_name['GetCredential']._loaded_options = None
@@ -75,20 +82,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREDENTIALSERVICE'].methods_by_name['DeleteCredential']._serialized_options = b'\312\363\030\025\n\021credentials.write\020\003'
   _globals['_CREDENTIALSERVICE'].methods_by_name['RotateCredential']._loaded_options = None
   _globals['_CREDENTIALSERVICE'].methods_by_name['RotateCredential']._serialized_options = b'\312\363\030\025\n\021credentials.write\020\004'
-  _globals['_CREDENTIAL']._serialized_start=202
-  _globals['_CREDENTIAL']._serialized_end=506
-  _globals['_CREATECREDENTIALREQUEST']._serialized_start=509
-  _globals['_CREATECREDENTIALREQUEST']._serialized_end=689
-  _globals['_GETCREDENTIALREQUEST']._serialized_start=691
-  _globals['_GETCREDENTIALREQUEST']._serialized_end=739
-  _globals['_LISTCREDENTIALSREQUEST']._serialized_start=741
-  _globals['_LISTCREDENTIALSREQUEST']._serialized_end=853
-  _globals['_LISTCREDENTIALSRESPONSE']._serialized_start=855
-  _globals['_LISTCREDENTIALSRESPONSE']._serialized_end=959
-  _globals['_DELETECREDENTIALREQUEST']._serialized_start=962
-  _globals['_DELETECREDENTIALREQUEST']._serialized_end=1104
-  _globals['_ROTATECREDENTIALREQUEST']._serialized_start=1107
-  _globals['_ROTATECREDENTIALREQUEST']._serialized_end=1252
-  _globals['_CREDENTIALSERVICE']._serialized_start=1255
-  _globals['_CREDENTIALSERVICE']._serialized_end=1910
+  _globals['_CREDENTIAL']._serialized_start=234
+  _globals['_CREDENTIAL']._serialized_end=593
+  _globals['_CREATECREDENTIALREQUEST']._serialized_start=596
+  _globals['_CREATECREDENTIALREQUEST']._serialized_end=847
+  _globals['_GETCREDENTIALREQUEST']._serialized_start=849
+  _globals['_GETCREDENTIALREQUEST']._serialized_end=897
+  _globals['_LISTCREDENTIALSREQUEST']._serialized_start=899
+  _globals['_LISTCREDENTIALSREQUEST']._serialized_end=1011
+  _globals['_LISTCREDENTIALSRESPONSE']._serialized_start=1013
+  _globals['_LISTCREDENTIALSRESPONSE']._serialized_end=1117
+  _globals['_DELETECREDENTIALREQUEST']._serialized_start=1120
+  _globals['_DELETECREDENTIALREQUEST']._serialized_end=1333
+  _globals['_ROTATECREDENTIALREQUEST']._serialized_start=1336
+  _globals['_ROTATECREDENTIALREQUEST']._serialized_end=1552
+  _globals['_CREDENTIALSERVICE']._serialized_start=1555
+  _globals['_CREDENTIALSERVICE']._serialized_end=2210
 # @@protoc_insertion_point(module_scope)

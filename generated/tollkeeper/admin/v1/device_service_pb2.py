@@ -31,7 +31,7 @@ from tollkeeper.common.v1 import access_pb2 as tollkeeper_dot_common_dot_v1_dot_
 from tollkeeper.common.v1 import devices_pb2 as tollkeeper_dot_common_dot_v1_dot_devices__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tollkeeper/admin/v1/device_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\x1a\"tollkeeper/common/v1/devices.proto\"\x93\x05\n\x06\x44\x65vice\x12\x13\n\x02id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x15\n\x04name\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x64\x12\x32\n\x06status\x18\x03 \x01(\x0e\x32\".tollkeeper.common.v1.DeviceStatus\x12\x0c\n\x04user\x18\x04 \x01(\t\x12\x18\n\x06router\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12)\n\x0e\x61llowed_models\x18\x06 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\x64\"\x07r\x05\x10\x01\x18\xc8\x01\x12=\n\x04tier\x18\x07 \x01(\tB/\xbaH,r*2(^([a-z0-9]([a-z0-9_-]{0,14}[a-z0-9])?)?$\x12\x33\n\x0fsuspended_until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11suspension_reason\x18\t \x01(\t\x12\x13\n\x0b\x61pproved_by\x18\n \x01(\t\x12/\n\x0b\x61pproved_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08platform\x18\x0c \x01(\t\x12\x0f\n\x07version\x18\r \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x0e \x01(\t\x12\x12\n\nuser_agent\x18\x0f \x01(\t\x12\x30\n\x0clast_seen_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\")\n\x10GetDeviceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"\xa7\x01\n\x12ListDevicesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12<\n\x06status\x18\x03 \x01(\x0e\x32\".tollkeeper.common.v1.DeviceStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x16\n\x04user\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"\\\n\x13ListDevicesResponse\x12,\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1b.tollkeeper.admin.v1.Device\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x80\x02\n\x14\x41pproveDeviceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x18\n\x04user\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12=\n\x04tier\x18\x03 \x01(\tB/\xbaH,r*2(^([a-z0-9]([a-z0-9_-]{0,14}[a-z0-9])?)?$\x12\x18\n\x06router\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12)\n\x0e\x61llowed_models\x18\x05 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\x64\"\x07r\x05\x10\x01\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\"a\n\x13RejectDeviceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"\xbb\x01\n\x14SuspendDeviceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12=\n\x06period\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\x0c\"\x06\x08\x80\x86\xb0\x96\x01\x32\x02\x08\x01\x12\x18\n\x06reason\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"a\n\x13ResumeDeviceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"e\n\x13RevokeDeviceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1c\n\x07wait_ms\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xe0\xd4\x03(\x00\x12\x19\n\x11terminate_streams\x18\x03 \x01(\x08\"g\n\x19RotateSessionTokenRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"e\n\x1aRotateSessionTokenResponse\x12+\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1b.tollkeeper.admin.v1.Device\x12\x1a\n\rsession_token\x18\x02 \x01(\tB\x03\x80\x01\x01\"\xb0\x01\n\x13UpdateDeviceRequest\x12\x33\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1b.tollkeeper.admin.v1.DeviceB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"x\n\x13\x44\x65leteDeviceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x32\x94\t\n\rDeviceService\x12\x65\n\tGetDevice\x12%.tollkeeper.admin.v1.GetDeviceRequest\x1a\x1b.tollkeeper.admin.v1.Device\"\x14\xca\xf3\x18\x10\n\x0c\x64\x65vices.read\x10\x02\x12v\n\x0bListDevices\x12\'.tollkeeper.admin.v1.ListDevicesRequest\x1a(.tollkeeper.admin.v1.ListDevicesResponse\"\x14\xca\xf3\x18\x10\n\x0c\x64\x65vices.read\x10\x02\x12n\n\rApproveDevice\x12).tollkeeper.admin.v1.ApproveDeviceRequest\x1a\x1b.tollkeeper.admin.v1.Device\"\x15\xca\xf3\x18\x11\n\rdevices.write\x10\x03\x12l\n\x0cRejectDevice\x12(.tollkeeper.admin.v1.RejectDeviceRequest\x1a\x1b.tollkeeper.admin.v1.Device\"\x15\xca\xf3\x18\x11\n\rdevices.write\x10\x03\x12n\n\rSuspendDevice\x12).tollkeeper.admin.v1.SuspendDeviceRequest\x1a\x1b.tollkeeper.admin.v1.Device\"\x15\xca\xf3\x18\x11\n\rdevices.write\x10\x03\x12l\n\x0cResumeDevice\x12(.tollkeeper.admin.v1.ResumeDeviceRequest\x1a\x1b.tollkeeper.admin.v1.Device\"\x15\xca\xf3\x18\x11\n\rdevices.write\x10\x03\x12w\n\x0cRevokeDevice\x12(.tollkeeper.admin.v1.RevokeDeviceRequest\x1a&.tollkeeper.admin.v1.RevocationReceipt\"\x15\xca\xf3\x18\x11\n\rdevices.write\x10\x03\x12\x8c\x01\n\x12RotateSessionToken\x12..tollkeeper.admin.v1.RotateSessionTokenRequest\x1a/.tollkeeper.admin.v1.RotateSessionTokenResponse\"\x15\xca\xf3\x18\x11\n\rdevices.write\x10\x04\x12l\n\x0cUpdateDevice\x12(.tollkeeper.admin.v1.UpdateDeviceRequest\x1a\x1b.tollkeeper.admin.v1.Device\"\x15\xca\xf3\x18\x11\n\rdevices.write\x10\x03\x12r\n\x0c\x44\x65leteDevice\x12(.tollkeeper.admin.v1.DeleteDeviceRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x15\xca\xf3\x18\x11\n\rdevices.write\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tollkeeper/admin/v1/device_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\x1a\"tollkeeper/common/v1/devices.proto\"\xca\x05\n\x06\x44\x65vice\x12\x13\n\x02id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x15\n\x04name\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x64\x12\x32\n\x06status\x18\x03 \x01(\x0e\x32\".tollkeeper.common.v1.DeviceStatus\x12\x0c\n\x04user\x18\x04 \x01(\t\x12\x18\n\x06router\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12)\n\x0e\x61llowed_models\x18\x06 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\x64\"\x07r\x05\x10\x01\x18\xc8\x01\x12=\n\x04tier\x18\x07 \x01(\tB/\xbaH,r*2(^([a-z0-9]([a-z0-9_-]{0,14}[a-z0-9])?)?$\x12\x33\n\x0fsuspended_until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11suspension_reason\x18\t \x01(\t\x12\x13\n\x0b\x61pproved_by\x18\n \x01(\t\x12/\n\x0b\x61pproved_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08platform\x18\x0c \x01(\t\x12\x0f\n\x07version\x18\r \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x0e \x01(\t\x12\x12\n\nuser_agent\x18\x0f \x01(\t\x12\x30\n\x0clast_seen_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x0bpropagation\x18\x32 \x01(\x0b\x32 .tollkeeper.admin.v1.Propagation\")\n\x10GetDeviceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"\xa7\x01\n\x12ListDevicesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12<\n\x06status\x18\x03 \x01(\x0e\x32\".tollkeeper.common.v1.DeviceStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x16\n\x04user\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"\\\n\x13ListDevicesResponse\x12,\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1b.tollkeeper.admin.v1.Device\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc7\x02\n\x14\x41pproveDeviceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x18\n\x04user\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12=\n\x04tier\x18\x03 \x01(\tB/\xbaH,r*2(^([a-z0-9]([a-z0-9_-]{0,14}[a-z0-9])?)?$\x12\x18\n\x06router\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12)\n\x0e\x61llowed_models\x18\x05 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\x64\"\x07r\x05\x10\x01\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\xa8\x01\n\x13RejectDeviceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\x82\x02\n\x14SuspendDeviceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12=\n\x06period\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\x0c\"\x06\x08\x80\x86\xb0\x96\x01\x32\x02\x08\x01\x12\x18\n\x06reason\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\xa8\x01\n\x13ResumeDeviceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\xac\x01\n\x13RevokeDeviceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1c\n\x07wait_ms\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xe0\xd4\x03(\x00\x12\x19\n\x11terminate_streams\x18\x03 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\xae\x01\n\x19RotateSessionTokenRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\x9c\x01\n\x1aRotateSessionTokenResponse\x12+\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1b.tollkeeper.admin.v1.Device\x12\x1a\n\rsession_token\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x35\n\x0bpropagation\x18\x32 \x01(\x0b\x32 .tollkeeper.admin.v1.Propagation\"\xf7\x01\n\x13UpdateDeviceRequest\x12\x33\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1b.tollkeeper.admin.v1.DeviceB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\xbf\x01\n\x13\x44\x65leteDeviceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\x32\x94\t\n\rDeviceService\x12\x65\n\tGetDevice\x12%.tollkeeper.admin.v1.GetDeviceRequest\x1a\x1b.tollkeeper.admin.v1.Device\"\x14\xca\xf3\x18\x10\n\x0c\x64\x65vices.read\x10\x02\x12v\n\x0bListDevices\x12\'.tollkeeper.admin.v1.ListDevicesRequest\x1a(.tollkeeper.admin.v1.ListDevicesResponse\"\x14\xca\xf3\x18\x10\n\x0c\x64\x65vices.read\x10\x02\x12n\n\rApproveDevice\x12).tollkeeper.admin.v1.ApproveDeviceRequest\x1a\x1b.tollkeeper.admin.v1.Device\"\x15\xca\xf3\x18\x11\n\rdevices.write\x10\x03\x12l\n\x0cRejectDevice\x12(.tollkeeper.admin.v1.RejectDeviceRequest\x1a\x1b.tollkeeper.admin.v1.Device\"\x15\xca\xf3\x18\x11\n\rdevices.write\x10\x03\x12n\n\rSuspendDevice\x12).tollkeeper.admin.v1.SuspendDeviceRequest\x1a\x1b.tollkeeper.admin.v1.Device\"\x15\xca\xf3\x18\x11\n\rdevices.write\x10\x03\x12l\n\x0cResumeDevice\x12(.tollkeeper.admin.v1.ResumeDeviceRequest\x1a\x1b.tollkeeper.admin.v1.Device\"\x15\xca\xf3\x18\x11\n\rdevices.write\x10\x03\x12w\n\x0cRevokeDevice\x12(.tollkeeper.admin.v1.RevokeDeviceRequest\x1a&.tollkeeper.admin.v1.RevocationReceipt\"\x15\xca\xf3\x18\x11\n\rdevices.write\x10\x03\x12\x8c\x01\n\x12RotateSessionToken\x12..tollkeeper.admin.v1.RotateSessionTokenRequest\x1a/.tollkeeper.admin.v1.RotateSessionTokenResponse\"\x15\xca\xf3\x18\x11\n\rdevices.write\x10\x04\x12l\n\x0cUpdateDevice\x12(.tollkeeper.admin.v1.UpdateDeviceRequest\x1a\x1b.tollkeeper.admin.v1.Device\"\x15\xca\xf3\x18\x11\n\rdevices.write\x10\x03\x12r\n\x0c\x44\x65leteDevice\x12(.tollkeeper.admin.v1.DeleteDeviceRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x15\xca\xf3\x18\x11\n\rdevices.write\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -72,10 +72,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPROVEDEVICEREQUEST'].fields_by_name['allowed_models']._serialized_options = b'\272H\016\222\001\013\020d\"\007r\005\020\001\030\310\001'
   _globals['_APPROVEDEVICEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_APPROVEDEVICEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_APPROVEDEVICEREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_APPROVEDEVICEREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_REJECTDEVICEREQUEST'].fields_by_name['id']._loaded_options = None
   _globals['_REJECTDEVICEREQUEST'].fields_by_name['id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_REJECTDEVICEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_REJECTDEVICEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_REJECTDEVICEREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_REJECTDEVICEREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_SUSPENDDEVICEREQUEST'].fields_by_name['id']._loaded_options = None
   _globals['_SUSPENDDEVICEREQUEST'].fields_by_name['id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_SUSPENDDEVICEREQUEST'].fields_by_name['period']._loaded_options = None
@@ -84,30 +88,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUSPENDDEVICEREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\005r\003\030\364\003'
   _globals['_SUSPENDDEVICEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_SUSPENDDEVICEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_SUSPENDDEVICEREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_SUSPENDDEVICEREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_RESUMEDEVICEREQUEST'].fields_by_name['id']._loaded_options = None
   _globals['_RESUMEDEVICEREQUEST'].fields_by_name['id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_RESUMEDEVICEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_RESUMEDEVICEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_RESUMEDEVICEREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_RESUMEDEVICEREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_REVOKEDEVICEREQUEST'].fields_by_name['id']._loaded_options = None
   _globals['_REVOKEDEVICEREQUEST'].fields_by_name['id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_REVOKEDEVICEREQUEST'].fields_by_name['wait_ms']._loaded_options = None
   _globals['_REVOKEDEVICEREQUEST'].fields_by_name['wait_ms']._serialized_options = b'\272H\010\032\006\030\340\324\003(\000'
+  _globals['_REVOKEDEVICEREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_REVOKEDEVICEREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_ROTATESESSIONTOKENREQUEST'].fields_by_name['id']._loaded_options = None
   _globals['_ROTATESESSIONTOKENREQUEST'].fields_by_name['id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_ROTATESESSIONTOKENREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_ROTATESESSIONTOKENREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_ROTATESESSIONTOKENREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_ROTATESESSIONTOKENREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_ROTATESESSIONTOKENRESPONSE'].fields_by_name['session_token']._loaded_options = None
   _globals['_ROTATESESSIONTOKENRESPONSE'].fields_by_name['session_token']._serialized_options = b'\200\001\001'
   _globals['_UPDATEDEVICEREQUEST'].fields_by_name['device']._loaded_options = None
   _globals['_UPDATEDEVICEREQUEST'].fields_by_name['device']._serialized_options = b'\272H\003\310\001\001'
   _globals['_UPDATEDEVICEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_UPDATEDEVICEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_UPDATEDEVICEREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_UPDATEDEVICEREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_DELETEDEVICEREQUEST'].fields_by_name['id']._loaded_options = None
   _globals['_DELETEDEVICEREQUEST'].fields_by_name['id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_DELETEDEVICEREQUEST'].fields_by_name['etag']._loaded_options = None
   _globals['_DELETEDEVICEREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
   _globals['_DELETEDEVICEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETEDEVICEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_DELETEDEVICEREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_DELETEDEVICEREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_DEVICESERVICE'].methods_by_name['GetDevice']._loaded_options = None
   _globals['_DEVICESERVICE'].methods_by_name['GetDevice']._serialized_options = b'\312\363\030\020\n\014devices.read\020\002'
   _globals['_DEVICESERVICE'].methods_by_name['ListDevices']._loaded_options = None
@@ -129,31 +145,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEVICESERVICE'].methods_by_name['DeleteDevice']._loaded_options = None
   _globals['_DEVICESERVICE'].methods_by_name['DeleteDevice']._serialized_options = b'\312\363\030\021\n\rdevices.write\020\003'
   _globals['_DEVICE']._serialized_start=300
-  _globals['_DEVICE']._serialized_end=959
-  _globals['_GETDEVICEREQUEST']._serialized_start=961
-  _globals['_GETDEVICEREQUEST']._serialized_end=1002
-  _globals['_LISTDEVICESREQUEST']._serialized_start=1005
-  _globals['_LISTDEVICESREQUEST']._serialized_end=1172
-  _globals['_LISTDEVICESRESPONSE']._serialized_start=1174
-  _globals['_LISTDEVICESRESPONSE']._serialized_end=1266
-  _globals['_APPROVEDEVICEREQUEST']._serialized_start=1269
-  _globals['_APPROVEDEVICEREQUEST']._serialized_end=1525
-  _globals['_REJECTDEVICEREQUEST']._serialized_start=1527
-  _globals['_REJECTDEVICEREQUEST']._serialized_end=1624
-  _globals['_SUSPENDDEVICEREQUEST']._serialized_start=1627
-  _globals['_SUSPENDDEVICEREQUEST']._serialized_end=1814
-  _globals['_RESUMEDEVICEREQUEST']._serialized_start=1816
-  _globals['_RESUMEDEVICEREQUEST']._serialized_end=1913
-  _globals['_REVOKEDEVICEREQUEST']._serialized_start=1915
-  _globals['_REVOKEDEVICEREQUEST']._serialized_end=2016
-  _globals['_ROTATESESSIONTOKENREQUEST']._serialized_start=2018
-  _globals['_ROTATESESSIONTOKENREQUEST']._serialized_end=2121
-  _globals['_ROTATESESSIONTOKENRESPONSE']._serialized_start=2123
-  _globals['_ROTATESESSIONTOKENRESPONSE']._serialized_end=2224
-  _globals['_UPDATEDEVICEREQUEST']._serialized_start=2227
-  _globals['_UPDATEDEVICEREQUEST']._serialized_end=2403
-  _globals['_DELETEDEVICEREQUEST']._serialized_start=2405
-  _globals['_DELETEDEVICEREQUEST']._serialized_end=2525
-  _globals['_DEVICESERVICE']._serialized_start=2528
-  _globals['_DEVICESERVICE']._serialized_end=3700
+  _globals['_DEVICE']._serialized_end=1014
+  _globals['_GETDEVICEREQUEST']._serialized_start=1016
+  _globals['_GETDEVICEREQUEST']._serialized_end=1057
+  _globals['_LISTDEVICESREQUEST']._serialized_start=1060
+  _globals['_LISTDEVICESREQUEST']._serialized_end=1227
+  _globals['_LISTDEVICESRESPONSE']._serialized_start=1229
+  _globals['_LISTDEVICESRESPONSE']._serialized_end=1321
+  _globals['_APPROVEDEVICEREQUEST']._serialized_start=1324
+  _globals['_APPROVEDEVICEREQUEST']._serialized_end=1651
+  _globals['_REJECTDEVICEREQUEST']._serialized_start=1654
+  _globals['_REJECTDEVICEREQUEST']._serialized_end=1822
+  _globals['_SUSPENDDEVICEREQUEST']._serialized_start=1825
+  _globals['_SUSPENDDEVICEREQUEST']._serialized_end=2083
+  _globals['_RESUMEDEVICEREQUEST']._serialized_start=2086
+  _globals['_RESUMEDEVICEREQUEST']._serialized_end=2254
+  _globals['_REVOKEDEVICEREQUEST']._serialized_start=2257
+  _globals['_REVOKEDEVICEREQUEST']._serialized_end=2429
+  _globals['_ROTATESESSIONTOKENREQUEST']._serialized_start=2432
+  _globals['_ROTATESESSIONTOKENREQUEST']._serialized_end=2606
+  _globals['_ROTATESESSIONTOKENRESPONSE']._serialized_start=2609
+  _globals['_ROTATESESSIONTOKENRESPONSE']._serialized_end=2765
+  _globals['_UPDATEDEVICEREQUEST']._serialized_start=2768
+  _globals['_UPDATEDEVICEREQUEST']._serialized_end=3015
+  _globals['_DELETEDEVICEREQUEST']._serialized_start=3018
+  _globals['_DELETEDEVICEREQUEST']._serialized_end=3209
+  _globals['_DEVICESERVICE']._serialized_start=3212
+  _globals['_DEVICESERVICE']._serialized_end=4384
 # @@protoc_insertion_point(module_scope)

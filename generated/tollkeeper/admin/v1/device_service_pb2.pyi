@@ -10,6 +10,7 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from tollkeeper.admin.v1 import changes_pb2 as _changes_pb2
 from tollkeeper.common.v1 import devices_pb2 as _devices_pb2
 import builtins as _builtins
 import sys
@@ -48,6 +49,7 @@ class Device(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    PROPAGATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Opaque and never reused; also what the client sends as `X-Device-ID`."""
     name: _builtins.str
@@ -100,6 +102,10 @@ class Device(_message.Message):
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """Output."""
 
+    @_builtins.property
+    def propagation(self) -> _changes_pb2.Propagation:
+        """Output. Who has applied the change, if the request asked to wait for that."""
+
     def __init__(
         self,
         *,
@@ -123,10 +129,11 @@ class Device(_message.Message):
         etag: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        propagation: _changes_pb2.Propagation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["approved_at", b"approved_at", "created_at", b"created_at", "last_seen_at", b"last_seen_at", "suspended_until", b"suspended_until", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approved_at", b"approved_at", "created_at", b"created_at", "last_seen_at", b"last_seen_at", "propagation", b"propagation", "suspended_until", b"suspended_until", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "allowed_models", b"allowed_models", "approved_at", b"approved_at", "approved_by", b"approved_by", "created_at", b"created_at", "etag", b"etag", "id", b"id", "last_seen_at", b"last_seen_at", "name", b"name", "platform", b"platform", "revision", b"revision", "router", b"router", "status", b"status", "suspended_until", b"suspended_until", "suspension_reason", b"suspension_reason", "tier", b"tier", "updated_at", b"updated_at", "user", b"user", "user_agent", b"user_agent", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "allowed_models", b"allowed_models", "approved_at", b"approved_at", "approved_by", b"approved_by", "created_at", b"created_at", "etag", b"etag", "id", b"id", "last_seen_at", b"last_seen_at", "name", b"name", "platform", b"platform", "propagation", b"propagation", "revision", b"revision", "router", b"router", "status", b"status", "suspended_until", b"suspended_until", "suspension_reason", b"suspension_reason", "tier", b"tier", "updated_at", b"updated_at", "user", b"user", "user_agent", b"user_agent", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -229,6 +236,7 @@ class ApproveDeviceRequest(_message.Message):
     ALLOWED_MODELS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     user: _builtins.str
@@ -247,6 +255,12 @@ class ApproveDeviceRequest(_message.Message):
     def allowed_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As in Device."""
 
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
@@ -257,10 +271,11 @@ class ApproveDeviceRequest(_message.Message):
         allowed_models: _abc.Iterable[_builtins.str] | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_models", b"allowed_models", "id", b"id", "request_id", b"request_id", "router", b"router", "tier", b"tier", "user", b"user", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_models", b"allowed_models", "id", b"id", "request_id", b"request_id", "router", b"router", "tier", b"tier", "user", b"user", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -275,22 +290,30 @@ class RejectDeviceRequest(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     request_id: _builtins.str
     """Makes a repetition harmless: the same id answers with the first result, for 24 hours. Empty: not idempotent."""
     validate_only: _builtins.bool
     """Check everything, change nothing."""
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -307,6 +330,7 @@ class SuspendDeviceRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     reason: _builtins.str
@@ -319,6 +343,12 @@ class SuspendDeviceRequest(_message.Message):
     def period(self) -> _duration_pb2.Duration:
         """For how long from now on, at least a second and at most 10 years; absent reads as 24 hours."""
 
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
@@ -327,10 +357,11 @@ class SuspendDeviceRequest(_message.Message):
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["period", b"period"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["period", b"period", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "period", b"period", "reason", b"reason", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "period", b"period", "reason", b"reason", "request_id", b"request_id", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -345,22 +376,30 @@ class ResumeDeviceRequest(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     request_id: _builtins.str
     """Makes a repetition harmless: the same id answers with the first result, for 24 hours. Empty: not idempotent."""
     validate_only: _builtins.bool
     """Check everything, change nothing."""
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -375,22 +414,28 @@ class RevokeDeviceRequest(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     WAIT_MS_FIELD_NUMBER: _builtins.int
     TERMINATE_STREAMS_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     wait_ms: _builtins.int
     """How long to wait for the data planes, at most 60,000; 0 does not wait."""
     terminate_streams: _builtins.bool
     """End its streams in flight too."""
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """As `wait_ms`, which it overrides where it is set."""
+
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         wait_ms: _builtins.int = ...,
         terminate_streams: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "terminate_streams", b"terminate_streams", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "terminate_streams", b"terminate_streams", "wait_for_propagation", b"wait_for_propagation", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -405,22 +450,30 @@ class RotateSessionTokenRequest(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     request_id: _builtins.str
     """Makes a repetition harmless: the same id answers with the first result, for 24 hours. Empty: not idempotent."""
     validate_only: _builtins.bool
     """Check everything, change nothing."""
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -434,21 +487,27 @@ class RotateSessionTokenResponse(_message.Message):
 
     DEVICE_FIELD_NUMBER: _builtins.int
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
+    PROPAGATION_FIELD_NUMBER: _builtins.int
     session_token: _builtins.str
     """What the client sends as `X-Session-Token` from now on. Not shown by a dry run or a repetition."""
     @_builtins.property
     def device(self) -> Global___Device:
         """The device."""
 
+    @_builtins.property
+    def propagation(self) -> _changes_pb2.Propagation:
+        """Output. Who has applied the change, if the request asked to wait for that."""
+
     def __init__(
         self,
         *,
         device: Global___Device | None = ...,
         session_token: _builtins.str = ...,
+        propagation: _changes_pb2.Propagation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "propagation", b"propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "propagation", b"propagation", "session_token", b"session_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -464,6 +523,7 @@ class UpdateDeviceRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repetition harmless: the same id answers with the first result, for 24 hours. Empty: not idempotent."""
     validate_only: _builtins.bool
@@ -476,6 +536,12 @@ class UpdateDeviceRequest(_message.Message):
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """The fields to change. Empty is refused."""
 
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
@@ -483,10 +549,11 @@ class UpdateDeviceRequest(_message.Message):
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "update_mask", b"update_mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "update_mask", b"update_mask", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "request_id", b"request_id", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "request_id", b"request_id", "update_mask", b"update_mask", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -502,6 +569,7 @@ class DeleteDeviceRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     etag: _builtins.str
@@ -510,6 +578,12 @@ class DeleteDeviceRequest(_message.Message):
     """Makes a repetition harmless: the same id answers with the first result, for 24 hours. Empty: not idempotent."""
     validate_only: _builtins.bool
     """Check everything, change nothing."""
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
@@ -517,10 +591,11 @@ class DeleteDeviceRequest(_message.Message):
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "id", b"id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "id", b"id", "request_id", b"request_id", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

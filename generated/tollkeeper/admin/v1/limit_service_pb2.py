@@ -23,13 +23,14 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tollkeeper.admin.v1 import changes_pb2 as tollkeeper_dot_admin_dot_v1_dot_changes__pb2
 from tollkeeper.common.v1 import access_pb2 as tollkeeper_dot_common_dot_v1_dot_access__pb2
 from tollkeeper.common.v1 import limits_pb2 as tollkeeper_dot_common_dot_v1_dot_limits__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tollkeeper/admin/v1/limit_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\x1a!tollkeeper/common/v1/limits.proto\"\xb0\x02\n\rSubjectLimits\x12\x1b\n\x07subject\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xdc\x01\x12\x35\n\x06limits\x18\x02 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \x12>\n\x10temporary_limits\x18\x03 \x03(\x0b\x32$.tollkeeper.common.v1.TemporaryLimit\x12\x32\n\x06resets\x18\x04 \x03(\x0b\x32\".tollkeeper.common.v1.CounterReset\x12\x10\n\x08revision\x18\x14 \x01(\x03\x12\x15\n\x04\x65tag\x18\x15 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\nupdated_at\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"/\n\x10GetLimitsRequest\x12\x1b\n\x07subject\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xdc\x01\"P\n\x11ListLimitsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"a\n\x12ListLimitsResponse\x12\x32\n\x06limits\x18\x01 \x03(\x0b\x32\".tollkeeper.admin.v1.SubjectLimits\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x83\x01\n\x10SetLimitsRequest\x12:\n\x06limits\x18\x01 \x01(\x0b\x32\".tollkeeper.admin.v1.SubjectLimitsB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"\xaf\x01\n\x19SetTemporaryLimitsRequest\x12\x1b\n\x07subject\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xdc\x01\x12@\n\x06limits\x18\x02 \x03(\x0b\x32$.tollkeeper.common.v1.TemporaryLimitB\n\xbaH\x07\x92\x01\x04\x08\x01\x10 \x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\x9f\x01\n\x14ResetCountersRequest\x12\x1b\n\x07subject\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xdc\x01\x12\x35\n\x06limits\x18\x02 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\xcd\x01\n\x13\x44\x65leteLimitsRequest\x12\x1b\n\x07subject\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xdc\x01\x12\x35\n\x06limits\x18\x02 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \x12\x15\n\x04\x65tag\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x16\n\x0etemporary_only\x18\x06 \x01(\x08\x32\xc6\x05\n\x0cLimitService\x12k\n\tGetLimits\x12%.tollkeeper.admin.v1.GetLimitsRequest\x1a\".tollkeeper.admin.v1.SubjectLimits\"\x13\xca\xf3\x18\x0f\n\x0blimits.read\x10\x02\x12r\n\nListLimits\x12&.tollkeeper.admin.v1.ListLimitsRequest\x1a\'.tollkeeper.admin.v1.ListLimitsResponse\"\x13\xca\xf3\x18\x0f\n\x0blimits.read\x10\x02\x12l\n\tSetLimits\x12%.tollkeeper.admin.v1.SetLimitsRequest\x1a\".tollkeeper.admin.v1.SubjectLimits\"\x14\xca\xf3\x18\x10\n\x0climits.write\x10\x03\x12~\n\x12SetTemporaryLimits\x12..tollkeeper.admin.v1.SetTemporaryLimitsRequest\x1a\".tollkeeper.admin.v1.SubjectLimits\"\x14\xca\xf3\x18\x10\n\x0climits.write\x10\x03\x12t\n\rResetCounters\x12).tollkeeper.admin.v1.ResetCountersRequest\x1a\".tollkeeper.admin.v1.SubjectLimits\"\x14\xca\xf3\x18\x10\n\x0climits.write\x10\x03\x12q\n\x0c\x44\x65leteLimits\x12(.tollkeeper.admin.v1.DeleteLimitsRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x14\xca\xf3\x18\x10\n\x0climits.write\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tollkeeper/admin/v1/limit_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\x1a!tollkeeper/common/v1/limits.proto\"\xe7\x02\n\rSubjectLimits\x12\x1b\n\x07subject\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xdc\x01\x12\x35\n\x06limits\x18\x02 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \x12>\n\x10temporary_limits\x18\x03 \x03(\x0b\x32$.tollkeeper.common.v1.TemporaryLimit\x12\x32\n\x06resets\x18\x04 \x03(\x0b\x32\".tollkeeper.common.v1.CounterReset\x12\x10\n\x08revision\x18\x14 \x01(\x03\x12\x15\n\x04\x65tag\x18\x15 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\nupdated_at\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x0bpropagation\x18\x32 \x01(\x0b\x32 .tollkeeper.admin.v1.Propagation\"/\n\x10GetLimitsRequest\x12\x1b\n\x07subject\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xdc\x01\"P\n\x11ListLimitsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"a\n\x12ListLimitsResponse\x12\x32\n\x06limits\x18\x01 \x03(\x0b\x32\".tollkeeper.admin.v1.SubjectLimits\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xca\x01\n\x10SetLimitsRequest\x12:\n\x06limits\x18\x01 \x01(\x0b\x32\".tollkeeper.admin.v1.SubjectLimitsB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\xf6\x01\n\x19SetTemporaryLimitsRequest\x12\x1b\n\x07subject\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xdc\x01\x12@\n\x06limits\x18\x02 \x03(\x0b\x32$.tollkeeper.common.v1.TemporaryLimitB\n\xbaH\x07\x92\x01\x04\x08\x01\x10 \x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\xe6\x01\n\x14ResetCountersRequest\x12\x1b\n\x07subject\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xdc\x01\x12\x35\n\x06limits\x18\x02 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\x94\x02\n\x13\x44\x65leteLimitsRequest\x12\x1b\n\x07subject\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xdc\x01\x12\x35\n\x06limits\x18\x02 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \x12\x15\n\x04\x65tag\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x16\n\x0etemporary_only\x18\x06 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\x32\xc6\x05\n\x0cLimitService\x12k\n\tGetLimits\x12%.tollkeeper.admin.v1.GetLimitsRequest\x1a\".tollkeeper.admin.v1.SubjectLimits\"\x13\xca\xf3\x18\x0f\n\x0blimits.read\x10\x02\x12r\n\nListLimits\x12&.tollkeeper.admin.v1.ListLimitsRequest\x1a\'.tollkeeper.admin.v1.ListLimitsResponse\"\x13\xca\xf3\x18\x0f\n\x0blimits.read\x10\x02\x12l\n\tSetLimits\x12%.tollkeeper.admin.v1.SetLimitsRequest\x1a\".tollkeeper.admin.v1.SubjectLimits\"\x14\xca\xf3\x18\x10\n\x0climits.write\x10\x03\x12~\n\x12SetTemporaryLimits\x12..tollkeeper.admin.v1.SetTemporaryLimitsRequest\x1a\".tollkeeper.admin.v1.SubjectLimits\"\x14\xca\xf3\x18\x10\n\x0climits.write\x10\x03\x12t\n\rResetCounters\x12).tollkeeper.admin.v1.ResetCountersRequest\x1a\".tollkeeper.admin.v1.SubjectLimits\"\x14\xca\xf3\x18\x10\n\x0climits.write\x10\x03\x12q\n\x0c\x44\x65leteLimits\x12(.tollkeeper.admin.v1.DeleteLimitsRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x14\xca\xf3\x18\x10\n\x0climits.write\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,18 +53,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETLIMITSREQUEST'].fields_by_name['limits']._serialized_options = b'\272H\003\310\001\001'
   _globals['_SETLIMITSREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_SETLIMITSREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_SETLIMITSREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_SETLIMITSREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_SETTEMPORARYLIMITSREQUEST'].fields_by_name['subject']._loaded_options = None
   _globals['_SETTEMPORARYLIMITSREQUEST'].fields_by_name['subject']._serialized_options = b'\272H\007r\005\020\001\030\334\001'
   _globals['_SETTEMPORARYLIMITSREQUEST'].fields_by_name['limits']._loaded_options = None
   _globals['_SETTEMPORARYLIMITSREQUEST'].fields_by_name['limits']._serialized_options = b'\272H\007\222\001\004\010\001\020 '
   _globals['_SETTEMPORARYLIMITSREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_SETTEMPORARYLIMITSREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_SETTEMPORARYLIMITSREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_SETTEMPORARYLIMITSREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_RESETCOUNTERSREQUEST'].fields_by_name['subject']._loaded_options = None
   _globals['_RESETCOUNTERSREQUEST'].fields_by_name['subject']._serialized_options = b'\272H\007r\005\020\001\030\334\001'
   _globals['_RESETCOUNTERSREQUEST'].fields_by_name['limits']._loaded_options = None
   _globals['_RESETCOUNTERSREQUEST'].fields_by_name['limits']._serialized_options = b'\272H\005\222\001\002\020 '
   _globals['_RESETCOUNTERSREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_RESETCOUNTERSREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_RESETCOUNTERSREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_RESETCOUNTERSREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_DELETELIMITSREQUEST'].fields_by_name['subject']._loaded_options = None
   _globals['_DELETELIMITSREQUEST'].fields_by_name['subject']._serialized_options = b'\272H\007r\005\020\001\030\334\001'
   _globals['_DELETELIMITSREQUEST'].fields_by_name['limits']._loaded_options = None
@@ -72,6 +79,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETELIMITSREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
   _globals['_DELETELIMITSREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETELIMITSREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_DELETELIMITSREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_DELETELIMITSREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_LIMITSERVICE'].methods_by_name['GetLimits']._loaded_options = None
   _globals['_LIMITSERVICE'].methods_by_name['GetLimits']._serialized_options = b'\312\363\030\017\n\013limits.read\020\002'
   _globals['_LIMITSERVICE'].methods_by_name['ListLimits']._loaded_options = None
@@ -84,22 +93,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LIMITSERVICE'].methods_by_name['ResetCounters']._serialized_options = b'\312\363\030\020\n\014limits.write\020\003'
   _globals['_LIMITSERVICE'].methods_by_name['DeleteLimits']._loaded_options = None
   _globals['_LIMITSERVICE'].methods_by_name['DeleteLimits']._serialized_options = b'\312\363\030\020\n\014limits.write\020\003'
-  _globals['_SUBJECTLIMITS']._serialized_start=232
-  _globals['_SUBJECTLIMITS']._serialized_end=536
-  _globals['_GETLIMITSREQUEST']._serialized_start=538
-  _globals['_GETLIMITSREQUEST']._serialized_end=585
-  _globals['_LISTLIMITSREQUEST']._serialized_start=587
-  _globals['_LISTLIMITSREQUEST']._serialized_end=667
-  _globals['_LISTLIMITSRESPONSE']._serialized_start=669
-  _globals['_LISTLIMITSRESPONSE']._serialized_end=766
-  _globals['_SETLIMITSREQUEST']._serialized_start=769
-  _globals['_SETLIMITSREQUEST']._serialized_end=900
-  _globals['_SETTEMPORARYLIMITSREQUEST']._serialized_start=903
-  _globals['_SETTEMPORARYLIMITSREQUEST']._serialized_end=1078
-  _globals['_RESETCOUNTERSREQUEST']._serialized_start=1081
-  _globals['_RESETCOUNTERSREQUEST']._serialized_end=1240
-  _globals['_DELETELIMITSREQUEST']._serialized_start=1243
-  _globals['_DELETELIMITSREQUEST']._serialized_end=1448
-  _globals['_LIMITSERVICE']._serialized_start=1451
-  _globals['_LIMITSERVICE']._serialized_end=2161
+  _globals['_SUBJECTLIMITS']._serialized_start=264
+  _globals['_SUBJECTLIMITS']._serialized_end=623
+  _globals['_GETLIMITSREQUEST']._serialized_start=625
+  _globals['_GETLIMITSREQUEST']._serialized_end=672
+  _globals['_LISTLIMITSREQUEST']._serialized_start=674
+  _globals['_LISTLIMITSREQUEST']._serialized_end=754
+  _globals['_LISTLIMITSRESPONSE']._serialized_start=756
+  _globals['_LISTLIMITSRESPONSE']._serialized_end=853
+  _globals['_SETLIMITSREQUEST']._serialized_start=856
+  _globals['_SETLIMITSREQUEST']._serialized_end=1058
+  _globals['_SETTEMPORARYLIMITSREQUEST']._serialized_start=1061
+  _globals['_SETTEMPORARYLIMITSREQUEST']._serialized_end=1307
+  _globals['_RESETCOUNTERSREQUEST']._serialized_start=1310
+  _globals['_RESETCOUNTERSREQUEST']._serialized_end=1540
+  _globals['_DELETELIMITSREQUEST']._serialized_start=1543
+  _globals['_DELETELIMITSREQUEST']._serialized_end=1819
+  _globals['_LIMITSERVICE']._serialized_start=1822
+  _globals['_LIMITSERVICE']._serialized_end=2532
 # @@protoc_insertion_point(module_scope)

@@ -5,9 +5,11 @@ Limits of subjects."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from tollkeeper.admin.v1 import changes_pb2 as _changes_pb2
 from tollkeeper.common.v1 import limits_pb2 as _limits_pb2
 import builtins as _builtins
 import sys
@@ -33,6 +35,7 @@ class SubjectLimits(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    PROPAGATION_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """`user:acme/alice`, `organization:acme`, `key:acme/alice/laptop`, `device:3k2…`, `ip:203.0.113.7`, `global`."""
     revision: _builtins.int
@@ -55,6 +58,10 @@ class SubjectLimits(_message.Message):
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """Output."""
 
+    @_builtins.property
+    def propagation(self) -> _changes_pb2.Propagation:
+        """Output. Who has applied the change, if the request asked to wait for that."""
+
     def __init__(
         self,
         *,
@@ -65,10 +72,11 @@ class SubjectLimits(_message.Message):
         revision: _builtins.int = ...,
         etag: _builtins.str = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        propagation: _changes_pb2.Propagation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["propagation", b"propagation", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "limits", b"limits", "resets", b"resets", "revision", b"revision", "subject", b"subject", "temporary_limits", b"temporary_limits", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "limits", b"limits", "propagation", b"propagation", "resets", b"resets", "revision", b"revision", "subject", b"subject", "temporary_limits", b"temporary_limits", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -159,6 +167,7 @@ class SetLimitsRequest(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repetition harmless: the same id answers with the first result, for 24 hours. Empty: not idempotent."""
     validate_only: _builtins.bool
@@ -167,16 +176,23 @@ class SetLimitsRequest(_message.Message):
     def limits(self) -> Global___SubjectLimits:
         """The subject and the limits to set."""
 
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
         limits: Global___SubjectLimits | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "request_id", b"request_id", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -192,6 +208,7 @@ class SetTemporaryLimitsRequest(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """`user:acme/alice`."""
     request_id: _builtins.str
@@ -202,6 +219,12 @@ class SetTemporaryLimitsRequest(_message.Message):
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[_limits_pb2.TemporaryLimit]:
         """What to set; all `until` are in the future."""
 
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
@@ -209,10 +232,11 @@ class SetTemporaryLimitsRequest(_message.Message):
         limits: _abc.Iterable[_limits_pb2.TemporaryLimit] | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "request_id", b"request_id", "subject", b"subject", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "request_id", b"request_id", "subject", b"subject", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -228,6 +252,7 @@ class ResetCountersRequest(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """`user:acme/alice`."""
     request_id: _builtins.str
@@ -238,6 +263,12 @@ class ResetCountersRequest(_message.Message):
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[_limits_pb2.Limit]:
         """Which: unit and window count, the rest is ignored. None means all but requests in flight, which nobody can reset."""
 
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
@@ -245,10 +276,11 @@ class ResetCountersRequest(_message.Message):
         limits: _abc.Iterable[_limits_pb2.Limit] | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "request_id", b"request_id", "subject", b"subject", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "request_id", b"request_id", "subject", b"subject", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -266,6 +298,7 @@ class DeleteLimitsRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     TEMPORARY_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """`user:acme/alice`."""
     etag: _builtins.str
@@ -280,6 +313,12 @@ class DeleteLimitsRequest(_message.Message):
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[_limits_pb2.Limit]:
         """Which: unit and window count, the rest is ignored. None means all."""
 
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
@@ -289,10 +328,11 @@ class DeleteLimitsRequest(_message.Message):
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
         temporary_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "limits", b"limits", "request_id", b"request_id", "subject", b"subject", "temporary_only", b"temporary_only", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "limits", b"limits", "request_id", b"request_id", "subject", b"subject", "temporary_only", b"temporary_only", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,27 +22,89 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tollkeeper.common.v1 import access_pb2 as tollkeeper_dot_common_dot_v1_dot_access__pb2
 from tollkeeper.common.v1 import errors_pb2 as tollkeeper_dot_common_dot_v1_dot_errors__pb2
 from tollkeeper.common.v1 import position_pb2 as tollkeeper_dot_common_dot_v1_dot_position__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tollkeeper/admin/v1/node_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/common/v1/access.proto\x1a!tollkeeper/common/v1/errors.proto\x1a#tollkeeper/common/v1/position.proto\"\x12\n\x10ListNodesRequest\"n\n\x11ListNodesResponse\x12/\n\x07\x63urrent\x18\x01 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12(\n\x05nodes\x18\x02 \x03(\x0b\x32\x19.tollkeeper.admin.v1.Node\"\xf2\x02\n\x04Node\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12/\n\x07\x61pplied\x18\x03 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12,\n\x08heard_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\tnot_ready\x18\x05 \x01(\x0e\x32!.tollkeeper.common.v1.ErrorReason\x12\x10\n\x08problems\x18\x06 \x03(\t\x12\x13\n\x0bquarantined\x18\x07 \x03(\t\x12\x1a\n\x12unreported_records\x18\x08 \x01(\x03\x12\x1a\n\x12limits_unavailable\x18\t \x01(\x08\x12\x1a\n\x12maintains_counters\x18\n \x01(\x08\x12\x38\n\x14oldest_unreported_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp2}\n\x0bNodeService\x12n\n\tListNodes\x12%.tollkeeper.admin.v1.ListNodesRequest\x1a&.tollkeeper.admin.v1.ListNodesResponse\"\x12\xca\xf3\x18\x0e\n\nnodes.read\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tollkeeper/admin/v1/node_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/common/v1/access.proto\x1a!tollkeeper/common/v1/errors.proto\x1a#tollkeeper/common/v1/position.proto\"\x12\n\x10ListNodesRequest\"n\n\x11ListNodesResponse\x12/\n\x07\x63urrent\x18\x01 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12(\n\x05nodes\x18\x02 \x03(\x0b\x32\x19.tollkeeper.admin.v1.Node\"\x9b\x05\n\x04Node\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12/\n\x07\x61pplied\x18\x03 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12,\n\x08heard_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\tnot_ready\x18\x05 \x01(\x0e\x32!.tollkeeper.common.v1.ErrorReason\x12\x10\n\x08problems\x18\x06 \x03(\t\x12\x13\n\x0bquarantined\x18\x07 \x03(\t\x12\x1a\n\x12unreported_records\x18\x08 \x01(\x03\x12\x1a\n\x12limits_unavailable\x18\t \x01(\x08\x12\x1a\n\x12maintains_counters\x18\n \x01(\x08\x12\x38\n\x14oldest_unreported_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06lag_ms\x18\x0c \x01(\x03\x12\x31\n\tstaleness\x18\r \x01(\x0e\x32\x1e.tollkeeper.admin.v1.Staleness\x12.\n\nrefused_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07refusal\x18\x0f \x01(\t\x12\x10\n\x08\x61pply_ms\x18\x10 \x01(\x03\x12\x18\n\x10\x63ontrol_plane_id\x18\x11 \x01(\t\x12\x30\n\x0c\x63onnected_at\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rorganizations\x18\x13 \x03(\t\x12.\n\x06wanted\x18\x14 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\"\x1a\n\x18ListEnrolledNodesRequest\"M\n\x19ListEnrolledNodesResponse\x12\x30\n\x05nodes\x18\x01 \x03(\x0b\x32!.tollkeeper.admin.v1.EnrolledNode\"\xe6\x01\n\x0c\x45nrolledNode\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12/\n\x0b\x65nrolled_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12:\n\x16\x63\x65rtificate_expires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rorganizations\x18\x04 \x03(\t\x12-\n\tbanned_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nban_reason\x18\x06 \x01(\t\"\xd6\x01\n\x16\x43reateJoinTokenRequest\x12\x31\n\x07node_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^([A-Za-z0-9._-]{1,64})?$\x12=\n\x08lifetime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x04\x08\x80\xf5$2\x02\x08<\x12\"\n\rorganizations\x18\x03 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x10\xe8\x07\x18\x01\x12&\n\taddresses\x18\x04 \x03(\tB\x13\xbaH\x10\x92\x01\r\x08\x01\x10\n\"\x07r\x05\x10\x03\x18\x84\x02\"a\n\x17\x43reateJoinTokenResponse\x12\x17\n\njoin_token\x18\x01 \x01(\tB\x03\x80\x01\x01\x12-\n\x05token\x18\x02 \x01(\x0b\x32\x1e.tollkeeper.admin.v1.JoinToken\"\x9f\x01\n\tJoinToken\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x15\n\rorganizations\x18\x03 \x03(\t\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x17\n\x15ListJoinTokensRequest\"H\n\x16ListJoinTokensResponse\x12.\n\x06tokens\x18\x01 \x03(\x0b\x32\x1e.tollkeeper.admin.v1.JoinToken\"/\n\x16\x44\x65leteJoinTokenRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"\x19\n\x17\x44\x65leteJoinTokenResponse\"Z\n\x0e\x42\x61nNodeRequest\x12.\n\x07node_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{1,64}$\x12\x18\n\x06reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\"A\n\x0f\x42\x61nNodeResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x1c\n\x14received_credentials\x18\x02 \x03(\t\"B\n\x10UnbanNodeRequest\x12.\n\x07node_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{1,64}$\"%\n\x11UnbanNodeResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03*g\n\tStaleness\x12\x19\n\x15STALENESS_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTALENESS_FRESH\x10\x01\x12\x13\n\x0fSTALENESS_STALE\x10\x02\x12\x15\n\x11STALENESS_EXPIRED\x10\x03\x32\xe9\x06\n\x0bNodeService\x12n\n\tListNodes\x12%.tollkeeper.admin.v1.ListNodesRequest\x1a&.tollkeeper.admin.v1.ListNodesResponse\"\x12\xca\xf3\x18\x0e\n\nnodes.read\x10\x02\x12\x86\x01\n\x11ListEnrolledNodes\x12-.tollkeeper.admin.v1.ListEnrolledNodesRequest\x1a..tollkeeper.admin.v1.ListEnrolledNodesResponse\"\x12\xca\xf3\x18\x0e\n\nnodes.read\x10\x02\x12\x81\x01\n\x0f\x43reateJoinToken\x12+.tollkeeper.admin.v1.CreateJoinTokenRequest\x1a,.tollkeeper.admin.v1.CreateJoinTokenResponse\"\x13\xca\xf3\x18\x0f\n\x0bnodes.write\x10\x04\x12}\n\x0eListJoinTokens\x12*.tollkeeper.admin.v1.ListJoinTokensRequest\x1a+.tollkeeper.admin.v1.ListJoinTokensResponse\"\x12\xca\xf3\x18\x0e\n\nnodes.read\x10\x02\x12\x81\x01\n\x0f\x44\x65leteJoinToken\x12+.tollkeeper.admin.v1.DeleteJoinTokenRequest\x1a,.tollkeeper.admin.v1.DeleteJoinTokenResponse\"\x13\xca\xf3\x18\x0f\n\x0bnodes.write\x10\x03\x12i\n\x07\x42\x61nNode\x12#.tollkeeper.admin.v1.BanNodeRequest\x1a$.tollkeeper.admin.v1.BanNodeResponse\"\x13\xca\xf3\x18\x0f\n\x0bnodes.write\x10\x03\x12o\n\tUnbanNode\x12%.tollkeeper.admin.v1.UnbanNodeRequest\x1a&.tollkeeper.admin.v1.UnbanNodeResponse\"\x13\xca\xf3\x18\x0f\n\x0bnodes.write\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tollkeeper.admin.v1.node_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CREATEJOINTOKENREQUEST'].fields_by_name['node_id']._loaded_options = None
+  _globals['_CREATEJOINTOKENREQUEST'].fields_by_name['node_id']._serialized_options = b'\272H\035r\0332\031^([A-Za-z0-9._-]{1,64})?$'
+  _globals['_CREATEJOINTOKENREQUEST'].fields_by_name['lifetime']._loaded_options = None
+  _globals['_CREATEJOINTOKENREQUEST'].fields_by_name['lifetime']._serialized_options = b'\272H\r\252\001\n\"\004\010\200\365$2\002\010<'
+  _globals['_CREATEJOINTOKENREQUEST'].fields_by_name['organizations']._loaded_options = None
+  _globals['_CREATEJOINTOKENREQUEST'].fields_by_name['organizations']._serialized_options = b'\272H\010\222\001\005\020\350\007\030\001'
+  _globals['_CREATEJOINTOKENREQUEST'].fields_by_name['addresses']._loaded_options = None
+  _globals['_CREATEJOINTOKENREQUEST'].fields_by_name['addresses']._serialized_options = b'\272H\020\222\001\r\010\001\020\n\"\007r\005\020\003\030\204\002'
+  _globals['_CREATEJOINTOKENRESPONSE'].fields_by_name['join_token']._loaded_options = None
+  _globals['_CREATEJOINTOKENRESPONSE'].fields_by_name['join_token']._serialized_options = b'\200\001\001'
+  _globals['_DELETEJOINTOKENREQUEST'].fields_by_name['id']._loaded_options = None
+  _globals['_DELETEJOINTOKENREQUEST'].fields_by_name['id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_BANNODEREQUEST'].fields_by_name['node_id']._loaded_options = None
+  _globals['_BANNODEREQUEST'].fields_by_name['node_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{1,64}$'
+  _globals['_BANNODEREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_BANNODEREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\005r\003\030\364\003'
+  _globals['_UNBANNODEREQUEST'].fields_by_name['node_id']._loaded_options = None
+  _globals['_UNBANNODEREQUEST'].fields_by_name['node_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{1,64}$'
   _globals['_NODESERVICE'].methods_by_name['ListNodes']._loaded_options = None
   _globals['_NODESERVICE'].methods_by_name['ListNodes']._serialized_options = b'\312\363\030\016\n\nnodes.read\020\002'
-  _globals['_LISTNODESREQUEST']._serialized_start=203
-  _globals['_LISTNODESREQUEST']._serialized_end=221
-  _globals['_LISTNODESRESPONSE']._serialized_start=223
-  _globals['_LISTNODESRESPONSE']._serialized_end=333
-  _globals['_NODE']._serialized_start=336
-  _globals['_NODE']._serialized_end=706
-  _globals['_NODESERVICE']._serialized_start=708
-  _globals['_NODESERVICE']._serialized_end=833
+  _globals['_NODESERVICE'].methods_by_name['ListEnrolledNodes']._loaded_options = None
+  _globals['_NODESERVICE'].methods_by_name['ListEnrolledNodes']._serialized_options = b'\312\363\030\016\n\nnodes.read\020\002'
+  _globals['_NODESERVICE'].methods_by_name['CreateJoinToken']._loaded_options = None
+  _globals['_NODESERVICE'].methods_by_name['CreateJoinToken']._serialized_options = b'\312\363\030\017\n\013nodes.write\020\004'
+  _globals['_NODESERVICE'].methods_by_name['ListJoinTokens']._loaded_options = None
+  _globals['_NODESERVICE'].methods_by_name['ListJoinTokens']._serialized_options = b'\312\363\030\016\n\nnodes.read\020\002'
+  _globals['_NODESERVICE'].methods_by_name['DeleteJoinToken']._loaded_options = None
+  _globals['_NODESERVICE'].methods_by_name['DeleteJoinToken']._serialized_options = b'\312\363\030\017\n\013nodes.write\020\003'
+  _globals['_NODESERVICE'].methods_by_name['BanNode']._loaded_options = None
+  _globals['_NODESERVICE'].methods_by_name['BanNode']._serialized_options = b'\312\363\030\017\n\013nodes.write\020\003'
+  _globals['_NODESERVICE'].methods_by_name['UnbanNode']._loaded_options = None
+  _globals['_NODESERVICE'].methods_by_name['UnbanNode']._serialized_options = b'\312\363\030\017\n\013nodes.write\020\003'
+  _globals['_STALENESS']._serialized_start=2325
+  _globals['_STALENESS']._serialized_end=2428
+  _globals['_LISTNODESREQUEST']._serialized_start=264
+  _globals['_LISTNODESREQUEST']._serialized_end=282
+  _globals['_LISTNODESRESPONSE']._serialized_start=284
+  _globals['_LISTNODESRESPONSE']._serialized_end=394
+  _globals['_NODE']._serialized_start=397
+  _globals['_NODE']._serialized_end=1064
+  _globals['_LISTENROLLEDNODESREQUEST']._serialized_start=1066
+  _globals['_LISTENROLLEDNODESREQUEST']._serialized_end=1092
+  _globals['_LISTENROLLEDNODESRESPONSE']._serialized_start=1094
+  _globals['_LISTENROLLEDNODESRESPONSE']._serialized_end=1171
+  _globals['_ENROLLEDNODE']._serialized_start=1174
+  _globals['_ENROLLEDNODE']._serialized_end=1404
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_start=1407
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_end=1621
+  _globals['_CREATEJOINTOKENRESPONSE']._serialized_start=1623
+  _globals['_CREATEJOINTOKENRESPONSE']._serialized_end=1720
+  _globals['_JOINTOKEN']._serialized_start=1723
+  _globals['_JOINTOKEN']._serialized_end=1882
+  _globals['_LISTJOINTOKENSREQUEST']._serialized_start=1884
+  _globals['_LISTJOINTOKENSREQUEST']._serialized_end=1907
+  _globals['_LISTJOINTOKENSRESPONSE']._serialized_start=1909
+  _globals['_LISTJOINTOKENSRESPONSE']._serialized_end=1981
+  _globals['_DELETEJOINTOKENREQUEST']._serialized_start=1983
+  _globals['_DELETEJOINTOKENREQUEST']._serialized_end=2030
+  _globals['_DELETEJOINTOKENRESPONSE']._serialized_start=2032
+  _globals['_DELETEJOINTOKENRESPONSE']._serialized_end=2057
+  _globals['_BANNODEREQUEST']._serialized_start=2059
+  _globals['_BANNODEREQUEST']._serialized_end=2149
+  _globals['_BANNODERESPONSE']._serialized_start=2151
+  _globals['_BANNODERESPONSE']._serialized_end=2216
+  _globals['_UNBANNODEREQUEST']._serialized_start=2218
+  _globals['_UNBANNODEREQUEST']._serialized_end=2284
+  _globals['_UNBANNODERESPONSE']._serialized_start=2286
+  _globals['_UNBANNODERESPONSE']._serialized_end=2323
+  _globals['_NODESERVICE']._serialized_start=2431
+  _globals['_NODESERVICE']._serialized_end=3304
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class NodeServiceStub:
-    """NodeService shows what the data planes have applied.
+    """NodeService shows what the data planes have applied, and decides who may be one.
     """
 
     def __init__(self, channel):
@@ -40,14 +40,91 @@ class NodeServiceStub:
                 request_serializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListNodesRequest.SerializeToString,
                 response_deserializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListNodesResponse.FromString,
                 _registered_method=True)
+        self.ListEnrolledNodes = channel.unary_unary(
+                '/tollkeeper.admin.v1.NodeService/ListEnrolledNodes',
+                request_serializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListEnrolledNodesRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListEnrolledNodesResponse.FromString,
+                _registered_method=True)
+        self.CreateJoinToken = channel.unary_unary(
+                '/tollkeeper.admin.v1.NodeService/CreateJoinToken',
+                request_serializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.CreateJoinTokenRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.CreateJoinTokenResponse.FromString,
+                _registered_method=True)
+        self.ListJoinTokens = channel.unary_unary(
+                '/tollkeeper.admin.v1.NodeService/ListJoinTokens',
+                request_serializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListJoinTokensRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListJoinTokensResponse.FromString,
+                _registered_method=True)
+        self.DeleteJoinToken = channel.unary_unary(
+                '/tollkeeper.admin.v1.NodeService/DeleteJoinToken',
+                request_serializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.DeleteJoinTokenRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.DeleteJoinTokenResponse.FromString,
+                _registered_method=True)
+        self.BanNode = channel.unary_unary(
+                '/tollkeeper.admin.v1.NodeService/BanNode',
+                request_serializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.BanNodeRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.BanNodeResponse.FromString,
+                _registered_method=True)
+        self.UnbanNode = channel.unary_unary(
+                '/tollkeeper.admin.v1.NodeService/UnbanNode',
+                request_serializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.UnbanNodeRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.UnbanNodeResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
-    """NodeService shows what the data planes have applied.
+    """NodeService shows what the data planes have applied, and decides who may be one.
     """
 
     def ListNodes(self, request, context):
-        """ListNodes returns the nodes that are connected to this control plane now.
+        """ListNodes returns the nodes that are connected to any control plane of this database now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEnrolledNodes(self, request, context):
+        """ListEnrolledNodes returns the nodes that have joined with a token, banned ones too, by node id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateJoinToken(self, request, context):
+        """CreateJoinToken makes a token with which one node joins, once. FAILED_PRECONDITION when the nodes of this control plane
+        do not join by token: on loopback they share one, and with certificates of the operator they need none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJoinTokens(self, request, context):
+        """ListJoinTokens returns those that are neither used nor expired, without their secrets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteJoinToken(self, request, context):
+        """DeleteJoinToken makes a token useless. NOT_FOUND when there is none of that id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BanNode(self, request, context):
+        """BanNode refuses a node from now on, for good: its streams are closed within a second on every control plane, and its
+        certificate opens nothing. The answer names the credentials whose secrets it may have received: rotate them.
+
+        An id that never joined can be banned too. Where nodes share one token, change that as well: a banned program can call
+        itself something else.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnbanNode(self, request, context):
+        """UnbanNode lets a node join again, with a new token. NOT_FOUND when it is not banned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +138,36 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     request_deserializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListNodesRequest.FromString,
                     response_serializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListNodesResponse.SerializeToString,
             ),
+            'ListEnrolledNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEnrolledNodes,
+                    request_deserializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListEnrolledNodesRequest.FromString,
+                    response_serializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListEnrolledNodesResponse.SerializeToString,
+            ),
+            'CreateJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateJoinToken,
+                    request_deserializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.CreateJoinTokenRequest.FromString,
+                    response_serializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.CreateJoinTokenResponse.SerializeToString,
+            ),
+            'ListJoinTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJoinTokens,
+                    request_deserializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListJoinTokensRequest.FromString,
+                    response_serializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListJoinTokensResponse.SerializeToString,
+            ),
+            'DeleteJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJoinToken,
+                    request_deserializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.DeleteJoinTokenRequest.FromString,
+                    response_serializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.DeleteJoinTokenResponse.SerializeToString,
+            ),
+            'BanNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.BanNode,
+                    request_deserializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.BanNodeRequest.FromString,
+                    response_serializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.BanNodeResponse.SerializeToString,
+            ),
+            'UnbanNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnbanNode,
+                    request_deserializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.UnbanNodeRequest.FromString,
+                    response_serializer=tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.UnbanNodeResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'tollkeeper.admin.v1.NodeService', rpc_method_handlers)
@@ -70,7 +177,7 @@ def add_NodeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class NodeService:
-    """NodeService shows what the data planes have applied.
+    """NodeService shows what the data planes have applied, and decides who may be one.
     """
 
     @staticmethod
@@ -90,6 +197,168 @@ class NodeService:
             '/tollkeeper.admin.v1.NodeService/ListNodes',
             tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListNodesRequest.SerializeToString,
             tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEnrolledNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.admin.v1.NodeService/ListEnrolledNodes',
+            tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListEnrolledNodesRequest.SerializeToString,
+            tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListEnrolledNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.admin.v1.NodeService/CreateJoinToken',
+            tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.CreateJoinTokenRequest.SerializeToString,
+            tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.CreateJoinTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJoinTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.admin.v1.NodeService/ListJoinTokens',
+            tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListJoinTokensRequest.SerializeToString,
+            tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.ListJoinTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.admin.v1.NodeService/DeleteJoinToken',
+            tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.DeleteJoinTokenRequest.SerializeToString,
+            tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.DeleteJoinTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BanNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.admin.v1.NodeService/BanNode',
+            tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.BanNodeRequest.SerializeToString,
+            tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.BanNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnbanNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.admin.v1.NodeService/UnbanNode',
+            tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.UnbanNodeRequest.SerializeToString,
+            tollkeeper_dot_admin_dot_v1_dot_node__service__pb2.UnbanNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,12 +23,14 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from tollkeeper.admin.v1 import changes_pb2 as tollkeeper_dot_admin_dot_v1_dot_changes__pb2
 from tollkeeper.common.v1 import access_pb2 as tollkeeper_dot_common_dot_v1_dot_access__pb2
 from tollkeeper.common.v1 import limits_pb2 as tollkeeper_dot_common_dot_v1_dot_limits__pb2
 from tollkeeper.common.v1 import position_pb2 as tollkeeper_dot_common_dot_v1_dot_position__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,tollkeeper/admin/v1/operations_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!tollkeeper/common/v1/access.proto\x1a!tollkeeper/common/v1/limits.proto\x1a#tollkeeper/common/v1/position.proto\"J\n\x13PauseServiceRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"K\n\x14ResumeServiceRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"0\n\x0cServicePause\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\'\n\x15VerifyCountersRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\"\x86\x01\n\x13\x43ounterVerification\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08\x63ompared\x18\x02 \x01(\x03\x12\x11\n\tdiffering\x18\x03 \x01(\x03\x12\x39\n\x0b\x64ifferences\x18\x04 \x03(\x0b\x32$.tollkeeper.admin.v1.NamedDifference\"_\n\x0fNamedDifference\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12;\n\ndifference\x18\x02 \x01(\x0b\x32\'.tollkeeper.common.v1.CounterDifference\"\x15\n\x13RecountUsageRequest\"(\n\x14RecountUsageResponse\x12\x10\n\x08requests\x18\x01 \x01(\x03\"\x1a\n\x18ResetLimiterClockRequest\",\n\x19ResetLimiterClockResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"\x19\n\x17GetServiceStatusRequest\"\xf6\x01\n\rServiceStatus\x12\x18\n\x10\x63ontrol_plane_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x16\n\x0euptime_seconds\x18\x03 \x01(\x03\x12\x10\n\x08\x64\x61tabase\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x61tabase_ms\x18\x05 \x01(\x01\x12\x0e\n\x06schema\x18\x06 \x01(\t\x12\x30\n\x08position\x18\x07 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12\x10\n\x08problems\x18\x08 \x03(\t\x12\x17\n\x0fpending_devices\x18\t \x01(\x03\x12\x0e\n\x06paused\x18\n \x01(\x08\x32\x91\x06\n\x11OperationsService\x12}\n\x10GetServiceStatus\x12,.tollkeeper.admin.v1.GetServiceStatusRequest\x1a\".tollkeeper.admin.v1.ServiceStatus\"\x17\xca\xf3\x18\x13\n\x0foperations.read\x10\x02\x12u\n\x0cPauseService\x12(.tollkeeper.admin.v1.PauseServiceRequest\x1a!.tollkeeper.admin.v1.ServicePause\"\x18\xca\xf3\x18\x14\n\x10operations.write\x10\x03\x12w\n\rResumeService\x12).tollkeeper.admin.v1.ResumeServiceRequest\x1a!.tollkeeper.admin.v1.ServicePause\"\x18\xca\xf3\x18\x14\n\x10operations.write\x10\x03\x12\x7f\n\x0eVerifyCounters\x12*.tollkeeper.admin.v1.VerifyCountersRequest\x1a(.tollkeeper.admin.v1.CounterVerification\"\x17\xca\xf3\x18\x13\n\x0foperations.read\x10\x02\x12}\n\x0cRecountUsage\x12(.tollkeeper.admin.v1.RecountUsageRequest\x1a).tollkeeper.admin.v1.RecountUsageResponse\"\x18\xca\xf3\x18\x14\n\x10operations.write\x10\x03\x12\x8c\x01\n\x11ResetLimiterClock\x12-.tollkeeper.admin.v1.ResetLimiterClockRequest\x1a..tollkeeper.admin.v1.ResetLimiterClockResponse\"\x18\xca\xf3\x18\x14\n\x10operations.write\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,tollkeeper/admin/v1/operations_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\x1a!tollkeeper/common/v1/limits.proto\x1a#tollkeeper/common/v1/position.proto\"\x91\x01\n\x13PauseServiceRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\x92\x01\n\x14ResumeServiceRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"g\n\x0cServicePause\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x35\n\x0bpropagation\x18\x32 \x01(\x0b\x32 .tollkeeper.admin.v1.Propagation\"\'\n\x15VerifyCountersRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\"\x86\x01\n\x13\x43ounterVerification\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08\x63ompared\x18\x02 \x01(\x03\x12\x11\n\tdiffering\x18\x03 \x01(\x03\x12\x39\n\x0b\x64ifferences\x18\x04 \x03(\x0b\x32$.tollkeeper.admin.v1.NamedDifference\"_\n\x0fNamedDifference\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12;\n\ndifference\x18\x02 \x01(\x0b\x32\'.tollkeeper.common.v1.CounterDifference\"\x15\n\x13RecountUsageRequest\"(\n\x14RecountUsageResponse\x12\x10\n\x08requests\x18\x01 \x01(\x03\"\x1a\n\x18ResetLimiterClockRequest\",\n\x19ResetLimiterClockResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"\x19\n\x17GetServiceStatusRequest\"\xf6\x01\n\rServiceStatus\x12\x18\n\x10\x63ontrol_plane_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x16\n\x0euptime_seconds\x18\x03 \x01(\x03\x12\x10\n\x08\x64\x61tabase\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x61tabase_ms\x18\x05 \x01(\x01\x12\x0e\n\x06schema\x18\x06 \x01(\t\x12\x30\n\x08position\x18\x07 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12\x10\n\x08problems\x18\x08 \x03(\t\x12\x17\n\x0fpending_devices\x18\t \x01(\x03\x12\x0e\n\x06paused\x18\n \x01(\x08\x32\x91\x06\n\x11OperationsService\x12}\n\x10GetServiceStatus\x12,.tollkeeper.admin.v1.GetServiceStatusRequest\x1a\".tollkeeper.admin.v1.ServiceStatus\"\x17\xca\xf3\x18\x13\n\x0foperations.read\x10\x02\x12u\n\x0cPauseService\x12(.tollkeeper.admin.v1.PauseServiceRequest\x1a!.tollkeeper.admin.v1.ServicePause\"\x18\xca\xf3\x18\x14\n\x10operations.write\x10\x03\x12w\n\rResumeService\x12).tollkeeper.admin.v1.ResumeServiceRequest\x1a!.tollkeeper.admin.v1.ServicePause\"\x18\xca\xf3\x18\x14\n\x10operations.write\x10\x03\x12\x7f\n\x0eVerifyCounters\x12*.tollkeeper.admin.v1.VerifyCountersRequest\x1a(.tollkeeper.admin.v1.CounterVerification\"\x17\xca\xf3\x18\x13\n\x0foperations.read\x10\x02\x12}\n\x0cRecountUsage\x12(.tollkeeper.admin.v1.RecountUsageRequest\x1a).tollkeeper.admin.v1.RecountUsageResponse\"\x18\xca\xf3\x18\x14\n\x10operations.write\x10\x03\x12\x8c\x01\n\x11ResetLimiterClock\x12-.tollkeeper.admin.v1.ResetLimiterClockRequest\x1a..tollkeeper.admin.v1.ResetLimiterClockResponse\"\x18\xca\xf3\x18\x14\n\x10operations.write\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,8 +39,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PAUSESERVICEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_PAUSESERVICEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_PAUSESERVICEREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_PAUSESERVICEREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_RESUMESERVICEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_RESUMESERVICEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_RESUMESERVICEREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_RESUMESERVICEREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_OPERATIONSSERVICE'].methods_by_name['GetServiceStatus']._loaded_options = None
   _globals['_OPERATIONSSERVICE'].methods_by_name['GetServiceStatus']._serialized_options = b'\312\363\030\023\n\017operations.read\020\002'
   _globals['_OPERATIONSSERVICE'].methods_by_name['PauseService']._loaded_options = None
@@ -51,30 +57,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPERATIONSSERVICE'].methods_by_name['RecountUsage']._serialized_options = b'\312\363\030\024\n\020operations.write\020\003'
   _globals['_OPERATIONSSERVICE'].methods_by_name['ResetLimiterClock']._loaded_options = None
   _globals['_OPERATIONSSERVICE'].methods_by_name['ResetLimiterClock']._serialized_options = b'\312\363\030\024\n\020operations.write\020\003'
-  _globals['_PAUSESERVICEREQUEST']._serialized_start=205
-  _globals['_PAUSESERVICEREQUEST']._serialized_end=279
-  _globals['_RESUMESERVICEREQUEST']._serialized_start=281
-  _globals['_RESUMESERVICEREQUEST']._serialized_end=356
-  _globals['_SERVICEPAUSE']._serialized_start=358
-  _globals['_SERVICEPAUSE']._serialized_end=406
-  _globals['_VERIFYCOUNTERSREQUEST']._serialized_start=408
-  _globals['_VERIFYCOUNTERSREQUEST']._serialized_end=447
-  _globals['_COUNTERVERIFICATION']._serialized_start=450
-  _globals['_COUNTERVERIFICATION']._serialized_end=584
-  _globals['_NAMEDDIFFERENCE']._serialized_start=586
-  _globals['_NAMEDDIFFERENCE']._serialized_end=681
-  _globals['_RECOUNTUSAGEREQUEST']._serialized_start=683
-  _globals['_RECOUNTUSAGEREQUEST']._serialized_end=704
-  _globals['_RECOUNTUSAGERESPONSE']._serialized_start=706
-  _globals['_RECOUNTUSAGERESPONSE']._serialized_end=746
-  _globals['_RESETLIMITERCLOCKREQUEST']._serialized_start=748
-  _globals['_RESETLIMITERCLOCKREQUEST']._serialized_end=774
-  _globals['_RESETLIMITERCLOCKRESPONSE']._serialized_start=776
-  _globals['_RESETLIMITERCLOCKRESPONSE']._serialized_end=820
-  _globals['_GETSERVICESTATUSREQUEST']._serialized_start=822
-  _globals['_GETSERVICESTATUSREQUEST']._serialized_end=847
-  _globals['_SERVICESTATUS']._serialized_start=850
-  _globals['_SERVICESTATUS']._serialized_end=1096
-  _globals['_OPERATIONSSERVICE']._serialized_start=1099
-  _globals['_OPERATIONSSERVICE']._serialized_end=1884
+  _globals['_PAUSESERVICEREQUEST']._serialized_start=273
+  _globals['_PAUSESERVICEREQUEST']._serialized_end=418
+  _globals['_RESUMESERVICEREQUEST']._serialized_start=421
+  _globals['_RESUMESERVICEREQUEST']._serialized_end=567
+  _globals['_SERVICEPAUSE']._serialized_start=569
+  _globals['_SERVICEPAUSE']._serialized_end=672
+  _globals['_VERIFYCOUNTERSREQUEST']._serialized_start=674
+  _globals['_VERIFYCOUNTERSREQUEST']._serialized_end=713
+  _globals['_COUNTERVERIFICATION']._serialized_start=716
+  _globals['_COUNTERVERIFICATION']._serialized_end=850
+  _globals['_NAMEDDIFFERENCE']._serialized_start=852
+  _globals['_NAMEDDIFFERENCE']._serialized_end=947
+  _globals['_RECOUNTUSAGEREQUEST']._serialized_start=949
+  _globals['_RECOUNTUSAGEREQUEST']._serialized_end=970
+  _globals['_RECOUNTUSAGERESPONSE']._serialized_start=972
+  _globals['_RECOUNTUSAGERESPONSE']._serialized_end=1012
+  _globals['_RESETLIMITERCLOCKREQUEST']._serialized_start=1014
+  _globals['_RESETLIMITERCLOCKREQUEST']._serialized_end=1040
+  _globals['_RESETLIMITERCLOCKRESPONSE']._serialized_start=1042
+  _globals['_RESETLIMITERCLOCKRESPONSE']._serialized_end=1086
+  _globals['_GETSERVICESTATUSREQUEST']._serialized_start=1088
+  _globals['_GETSERVICESTATUSREQUEST']._serialized_end=1113
+  _globals['_SERVICESTATUS']._serialized_start=1116
+  _globals['_SERVICESTATUS']._serialized_end=1362
+  _globals['_OPERATIONSSERVICE']._serialized_start=1365
+  _globals['_OPERATIONSSERVICE']._serialized_end=2150
 # @@protoc_insertion_point(module_scope)

@@ -5,8 +5,10 @@ The service as a whole, for its operator."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from tollkeeper.admin.v1 import changes_pb2 as _changes_pb2
 from tollkeeper.common.v1 import limits_pb2 as _limits_pb2
 from tollkeeper.common.v1 import position_pb2 as _position_pb2
 import builtins as _builtins
@@ -28,19 +30,27 @@ class PauseServiceRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repetition harmless: the same id answers with the first result, for 24 hours. Empty: not idempotent."""
     validate_only: _builtins.bool
     """Check everything, change nothing."""
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -54,19 +64,27 @@ class ResumeServiceRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """As for PauseService."""
     validate_only: _builtins.bool
     """Check everything, change nothing."""
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -80,19 +98,25 @@ class ServicePause(_message.Message):
 
     PAUSED_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PROPAGATION_FIELD_NUMBER: _builtins.int
     paused: _builtins.bool
     """Every call is refused."""
     revision: _builtins.int
     """The revision of the change."""
+    @_builtins.property
+    def propagation(self) -> _changes_pb2.Propagation:
+        """Output. Who has applied the change, if the request asked to wait for that."""
+
     def __init__(
         self,
         *,
         paused: _builtins.bool = ...,
         revision: _builtins.int = ...,
+        propagation: _changes_pb2.Propagation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["propagation", b"propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["paused", b"paused", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["paused", b"paused", "propagation", b"propagation", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,6 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tollkeeper.admin.v1 import changes_pb2 as tollkeeper_dot_admin_dot_v1_dot_changes__pb2
@@ -31,7 +32,7 @@ from tollkeeper.common.v1 import limits_pb2 as tollkeeper_dot_common_dot_v1_dot_
 from tollkeeper.config.v1 import resources_pb2 as tollkeeper_dot_config_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.tollkeeper/admin/v1/organization_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\x1a!tollkeeper/common/v1/limits.proto\x1a$tollkeeper/config/v1/resources.proto\"\x95\x03\n\x0cOrganization\x12;\n\x04name\x18\x01 \x01(\tB-\xbaH*r(2&^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?$\x12\x1a\n\ttime_zone\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12V\n\x15on_limits_unavailable\x18\x03 \x01(\x0e\x32-.tollkeeper.config.v1.LimitsUnavailablePolicyB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x0e\n\x06paused\x18\x04 \x01(\x08\x12/\n\x19\x64\x65\x66\x61ult_output_cap_tokens\x18\x05 \x01(\x05\x42\x0c\xbaH\t\x1a\x07\x18\x80\xad\xe2\x04(\x00\x12\n\n\x02id\x18\x14 \x01(\t\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc8\x01\n\x19\x43reateOrganizationRequest\x12?\n\x0corganization\x18\x01 \x01(\x0b\x32!.tollkeeper.admin.v1.OrganizationB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x35\n\x06limits\x18\x04 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \"2\n\x16GetOrganizationRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"W\n\x18ListOrganizationsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"n\n\x19ListOrganizationsResponse\x12\x38\n\rorganizations\x18\x01 \x03(\x0b\x32!.tollkeeper.admin.v1.Organization\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc2\x01\n\x19UpdateOrganizationRequest\x12?\n\x0corganization\x18\x01 \x01(\x0b\x32!.tollkeeper.admin.v1.OrganizationB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\x90\x01\n\x19\x44\x65leteOrganizationRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x32\xba\x05\n\x13OrganizationService\x12\x84\x01\n\x12\x43reateOrganization\x12..tollkeeper.admin.v1.CreateOrganizationRequest\x1a!.tollkeeper.admin.v1.Organization\"\x1b\xca\xf3\x18\x17\n\x13organizations.write\x10\x03\x12}\n\x0fGetOrganization\x12+.tollkeeper.admin.v1.GetOrganizationRequest\x1a!.tollkeeper.admin.v1.Organization\"\x1a\xca\xf3\x18\x16\n\x12organizations.read\x10\x02\x12\x8e\x01\n\x11ListOrganizations\x12-.tollkeeper.admin.v1.ListOrganizationsRequest\x1a..tollkeeper.admin.v1.ListOrganizationsResponse\"\x1a\xca\xf3\x18\x16\n\x12organizations.read\x10\x02\x12\x84\x01\n\x12UpdateOrganization\x12..tollkeeper.admin.v1.UpdateOrganizationRequest\x1a!.tollkeeper.admin.v1.Organization\"\x1b\xca\xf3\x18\x17\n\x13organizations.write\x10\x03\x12\x84\x01\n\x12\x44\x65leteOrganization\x12..tollkeeper.admin.v1.DeleteOrganizationRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x1b\xca\xf3\x18\x17\n\x13organizations.write\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.tollkeeper/admin/v1/organization_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\x1a!tollkeeper/common/v1/limits.proto\x1a$tollkeeper/config/v1/resources.proto\"\xcc\x03\n\x0cOrganization\x12;\n\x04name\x18\x01 \x01(\tB-\xbaH*r(2&^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?$\x12\x1a\n\ttime_zone\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12V\n\x15on_limits_unavailable\x18\x03 \x01(\x0e\x32-.tollkeeper.config.v1.LimitsUnavailablePolicyB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x0e\n\x06paused\x18\x04 \x01(\x08\x12/\n\x19\x64\x65\x66\x61ult_output_cap_tokens\x18\x05 \x01(\x05\x42\x0c\xbaH\t\x1a\x07\x18\x80\xad\xe2\x04(\x00\x12\n\n\x02id\x18\x14 \x01(\t\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x0bpropagation\x18\x32 \x01(\x0b\x32 .tollkeeper.admin.v1.Propagation\"\x8f\x02\n\x19\x43reateOrganizationRequest\x12?\n\x0corganization\x18\x01 \x01(\x0b\x32!.tollkeeper.admin.v1.OrganizationB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x35\n\x06limits\x18\x04 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"2\n\x16GetOrganizationRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"W\n\x18ListOrganizationsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"n\n\x19ListOrganizationsResponse\x12\x38\n\rorganizations\x18\x01 \x03(\x0b\x32!.tollkeeper.admin.v1.Organization\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x89\x02\n\x19UpdateOrganizationRequest\x12?\n\x0corganization\x18\x01 \x01(\x0b\x32!.tollkeeper.admin.v1.OrganizationB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\xd7\x01\n\x19\x44\x65leteOrganizationRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\x32\xba\x05\n\x13OrganizationService\x12\x84\x01\n\x12\x43reateOrganization\x12..tollkeeper.admin.v1.CreateOrganizationRequest\x1a!.tollkeeper.admin.v1.Organization\"\x1b\xca\xf3\x18\x17\n\x13organizations.write\x10\x03\x12}\n\x0fGetOrganization\x12+.tollkeeper.admin.v1.GetOrganizationRequest\x1a!.tollkeeper.admin.v1.Organization\"\x1a\xca\xf3\x18\x16\n\x12organizations.read\x10\x02\x12\x8e\x01\n\x11ListOrganizations\x12-.tollkeeper.admin.v1.ListOrganizationsRequest\x1a..tollkeeper.admin.v1.ListOrganizationsResponse\"\x1a\xca\xf3\x18\x16\n\x12organizations.read\x10\x02\x12\x84\x01\n\x12UpdateOrganization\x12..tollkeeper.admin.v1.UpdateOrganizationRequest\x1a!.tollkeeper.admin.v1.Organization\"\x1b\xca\xf3\x18\x17\n\x13organizations.write\x10\x03\x12\x84\x01\n\x12\x44\x65leteOrganization\x12..tollkeeper.admin.v1.DeleteOrganizationRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x1b\xca\xf3\x18\x17\n\x13organizations.write\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,6 +55,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEORGANIZATIONREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
   _globals['_CREATEORGANIZATIONREQUEST'].fields_by_name['limits']._loaded_options = None
   _globals['_CREATEORGANIZATIONREQUEST'].fields_by_name['limits']._serialized_options = b'\272H\005\222\001\002\020 '
+  _globals['_CREATEORGANIZATIONREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_CREATEORGANIZATIONREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_GETORGANIZATIONREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETORGANIZATIONREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_LISTORGANIZATIONSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -64,12 +67,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEORGANIZATIONREQUEST'].fields_by_name['organization']._serialized_options = b'\272H\003\310\001\001'
   _globals['_UPDATEORGANIZATIONREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_UPDATEORGANIZATIONREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_UPDATEORGANIZATIONREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_UPDATEORGANIZATIONREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_DELETEORGANIZATIONREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEORGANIZATIONREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_DELETEORGANIZATIONREQUEST'].fields_by_name['etag']._loaded_options = None
   _globals['_DELETEORGANIZATIONREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
   _globals['_DELETEORGANIZATIONREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETEORGANIZATIONREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_DELETEORGANIZATIONREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_DELETEORGANIZATIONREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_ORGANIZATIONSERVICE'].methods_by_name['CreateOrganization']._loaded_options = None
   _globals['_ORGANIZATIONSERVICE'].methods_by_name['CreateOrganization']._serialized_options = b'\312\363\030\027\n\023organizations.write\020\003'
   _globals['_ORGANIZATIONSERVICE'].methods_by_name['GetOrganization']._loaded_options = None
@@ -80,20 +87,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ORGANIZATIONSERVICE'].methods_by_name['UpdateOrganization']._serialized_options = b'\312\363\030\027\n\023organizations.write\020\003'
   _globals['_ORGANIZATIONSERVICE'].methods_by_name['DeleteOrganization']._loaded_options = None
   _globals['_ORGANIZATIONSERVICE'].methods_by_name['DeleteOrganization']._serialized_options = b'\312\363\030\027\n\023organizations.write\020\003'
-  _globals['_ORGANIZATION']._serialized_start=311
-  _globals['_ORGANIZATION']._serialized_end=716
-  _globals['_CREATEORGANIZATIONREQUEST']._serialized_start=719
-  _globals['_CREATEORGANIZATIONREQUEST']._serialized_end=919
-  _globals['_GETORGANIZATIONREQUEST']._serialized_start=921
-  _globals['_GETORGANIZATIONREQUEST']._serialized_end=971
-  _globals['_LISTORGANIZATIONSREQUEST']._serialized_start=973
-  _globals['_LISTORGANIZATIONSREQUEST']._serialized_end=1060
-  _globals['_LISTORGANIZATIONSRESPONSE']._serialized_start=1062
-  _globals['_LISTORGANIZATIONSRESPONSE']._serialized_end=1172
-  _globals['_UPDATEORGANIZATIONREQUEST']._serialized_start=1175
-  _globals['_UPDATEORGANIZATIONREQUEST']._serialized_end=1369
-  _globals['_DELETEORGANIZATIONREQUEST']._serialized_start=1372
-  _globals['_DELETEORGANIZATIONREQUEST']._serialized_end=1516
-  _globals['_ORGANIZATIONSERVICE']._serialized_start=1519
-  _globals['_ORGANIZATIONSERVICE']._serialized_end=2217
+  _globals['_ORGANIZATION']._serialized_start=343
+  _globals['_ORGANIZATION']._serialized_end=803
+  _globals['_CREATEORGANIZATIONREQUEST']._serialized_start=806
+  _globals['_CREATEORGANIZATIONREQUEST']._serialized_end=1077
+  _globals['_GETORGANIZATIONREQUEST']._serialized_start=1079
+  _globals['_GETORGANIZATIONREQUEST']._serialized_end=1129
+  _globals['_LISTORGANIZATIONSREQUEST']._serialized_start=1131
+  _globals['_LISTORGANIZATIONSREQUEST']._serialized_end=1218
+  _globals['_LISTORGANIZATIONSRESPONSE']._serialized_start=1220
+  _globals['_LISTORGANIZATIONSRESPONSE']._serialized_end=1330
+  _globals['_UPDATEORGANIZATIONREQUEST']._serialized_start=1333
+  _globals['_UPDATEORGANIZATIONREQUEST']._serialized_end=1598
+  _globals['_DELETEORGANIZATIONREQUEST']._serialized_start=1601
+  _globals['_DELETEORGANIZATIONREQUEST']._serialized_end=1816
+  _globals['_ORGANIZATIONSERVICE']._serialized_start=1819
+  _globals['_ORGANIZATIONSERVICE']._serialized_end=2517
 # @@protoc_insertion_point(module_scope)

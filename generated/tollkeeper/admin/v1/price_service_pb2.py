@@ -23,13 +23,14 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tollkeeper.admin.v1 import changes_pb2 as tollkeeper_dot_admin_dot_v1_dot_changes__pb2
 from tollkeeper.common.v1 import access_pb2 as tollkeeper_dot_common_dot_v1_dot_access__pb2
 from tollkeeper.common.v1 import rates_pb2 as tollkeeper_dot_common_dot_v1_dot_rates__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tollkeeper/admin/v1/price_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\x1a tollkeeper/common/v1/rates.proto\"\xc2\x02\n\x05Price\x12\x1b\n\x08provider\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x7f\x12\x19\n\x05model\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_from\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x05rates\x18\x04 \x01(\x0b\x32\x1b.tollkeeper.common.v1.Rates\x12\x0c\n\x04\x66ree\x18\x05 \x01(\x08\x12\n\n\x02id\x18\x14 \x01(\t\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"y\n\x0fSetPriceRequest\x12\x31\n\x05price\x18\x01 \x01(\x0b\x32\x1a.tollkeeper.admin.v1.PriceB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"(\n\x0fGetPriceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"\x84\x01\n\x11ListPricesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x19\n\x08provider\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18\x7f\x12\x17\n\x05model\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"Y\n\x12ListPricesResponse\x12*\n\x06prices\x18\x01 \x03(\x0b\x32\x1a.tollkeeper.admin.v1.Price\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"w\n\x12\x44\x65letePriceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x32\xba\x03\n\x0cPriceService\x12\x62\n\x08SetPrice\x12$.tollkeeper.admin.v1.SetPriceRequest\x1a\x1a.tollkeeper.admin.v1.Price\"\x14\xca\xf3\x18\x10\n\x0cprices.write\x10\x03\x12\x61\n\x08GetPrice\x12$.tollkeeper.admin.v1.GetPriceRequest\x1a\x1a.tollkeeper.admin.v1.Price\"\x13\xca\xf3\x18\x0f\n\x0bprices.read\x10\x02\x12r\n\nListPrices\x12&.tollkeeper.admin.v1.ListPricesRequest\x1a\'.tollkeeper.admin.v1.ListPricesResponse\"\x13\xca\xf3\x18\x0f\n\x0bprices.read\x10\x02\x12o\n\x0b\x44\x65letePrice\x12\'.tollkeeper.admin.v1.DeletePriceRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x14\xca\xf3\x18\x10\n\x0cprices.write\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tollkeeper/admin/v1/price_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\x1a tollkeeper/common/v1/rates.proto\"\xf9\x02\n\x05Price\x12\x1b\n\x08provider\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x7f\x12\x19\n\x05model\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_from\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x05rates\x18\x04 \x01(\x0b\x32\x1b.tollkeeper.common.v1.Rates\x12\x0c\n\x04\x66ree\x18\x05 \x01(\x08\x12\n\n\x02id\x18\x14 \x01(\t\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x0bpropagation\x18\x32 \x01(\x0b\x32 .tollkeeper.admin.v1.Propagation\"\xc0\x01\n\x0fSetPriceRequest\x12\x31\n\x05price\x18\x01 \x01(\x0b\x32\x1a.tollkeeper.admin.v1.PriceB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"(\n\x0fGetPriceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"\x84\x01\n\x11ListPricesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x19\n\x08provider\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18\x7f\x12\x17\n\x05model\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"Y\n\x12ListPricesResponse\x12*\n\x06prices\x18\x01 \x03(\x0b\x32\x1a.tollkeeper.admin.v1.Price\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xbe\x01\n\x12\x44\x65letePriceRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\x32\xba\x03\n\x0cPriceService\x12\x62\n\x08SetPrice\x12$.tollkeeper.admin.v1.SetPriceRequest\x1a\x1a.tollkeeper.admin.v1.Price\"\x14\xca\xf3\x18\x10\n\x0cprices.write\x10\x03\x12\x61\n\x08GetPrice\x12$.tollkeeper.admin.v1.GetPriceRequest\x1a\x1a.tollkeeper.admin.v1.Price\"\x13\xca\xf3\x18\x0f\n\x0bprices.read\x10\x02\x12r\n\nListPrices\x12&.tollkeeper.admin.v1.ListPricesRequest\x1a\'.tollkeeper.admin.v1.ListPricesResponse\"\x13\xca\xf3\x18\x0f\n\x0bprices.read\x10\x02\x12o\n\x0b\x44\x65letePrice\x12\'.tollkeeper.admin.v1.DeletePriceRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x14\xca\xf3\x18\x10\n\x0cprices.write\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,6 +47,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETPRICEREQUEST'].fields_by_name['price']._serialized_options = b'\272H\003\310\001\001'
   _globals['_SETPRICEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_SETPRICEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_SETPRICEREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_SETPRICEREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_GETPRICEREQUEST'].fields_by_name['id']._loaded_options = None
   _globals['_GETPRICEREQUEST'].fields_by_name['id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_LISTPRICESREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -62,6 +65,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEPRICEREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
   _globals['_DELETEPRICEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETEPRICEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_DELETEPRICEREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_DELETEPRICEREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_PRICESERVICE'].methods_by_name['SetPrice']._loaded_options = None
   _globals['_PRICESERVICE'].methods_by_name['SetPrice']._serialized_options = b'\312\363\030\020\n\014prices.write\020\003'
   _globals['_PRICESERVICE'].methods_by_name['GetPrice']._loaded_options = None
@@ -70,18 +75,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRICESERVICE'].methods_by_name['ListPrices']._serialized_options = b'\312\363\030\017\n\013prices.read\020\002'
   _globals['_PRICESERVICE'].methods_by_name['DeletePrice']._loaded_options = None
   _globals['_PRICESERVICE'].methods_by_name['DeletePrice']._serialized_options = b'\312\363\030\020\n\014prices.write\020\003'
-  _globals['_PRICE']._serialized_start=231
-  _globals['_PRICE']._serialized_end=553
-  _globals['_SETPRICEREQUEST']._serialized_start=555
-  _globals['_SETPRICEREQUEST']._serialized_end=676
-  _globals['_GETPRICEREQUEST']._serialized_start=678
-  _globals['_GETPRICEREQUEST']._serialized_end=718
-  _globals['_LISTPRICESREQUEST']._serialized_start=721
-  _globals['_LISTPRICESREQUEST']._serialized_end=853
-  _globals['_LISTPRICESRESPONSE']._serialized_start=855
-  _globals['_LISTPRICESRESPONSE']._serialized_end=944
-  _globals['_DELETEPRICEREQUEST']._serialized_start=946
-  _globals['_DELETEPRICEREQUEST']._serialized_end=1065
-  _globals['_PRICESERVICE']._serialized_start=1068
-  _globals['_PRICESERVICE']._serialized_end=1510
+  _globals['_PRICE']._serialized_start=263
+  _globals['_PRICE']._serialized_end=640
+  _globals['_SETPRICEREQUEST']._serialized_start=643
+  _globals['_SETPRICEREQUEST']._serialized_end=835
+  _globals['_GETPRICEREQUEST']._serialized_start=837
+  _globals['_GETPRICEREQUEST']._serialized_end=877
+  _globals['_LISTPRICESREQUEST']._serialized_start=880
+  _globals['_LISTPRICESREQUEST']._serialized_end=1012
+  _globals['_LISTPRICESRESPONSE']._serialized_start=1014
+  _globals['_LISTPRICESRESPONSE']._serialized_end=1103
+  _globals['_DELETEPRICEREQUEST']._serialized_start=1106
+  _globals['_DELETEPRICEREQUEST']._serialized_end=1296
+  _globals['_PRICESERVICE']._serialized_start=1299
+  _globals['_PRICESERVICE']._serialized_end=1741
 # @@protoc_insertion_point(module_scope)

@@ -5,9 +5,11 @@ Prices of models."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from tollkeeper.admin.v1 import changes_pb2 as _changes_pb2
 from tollkeeper.common.v1 import rates_pb2 as _rates_pb2
 import builtins as _builtins
 import sys
@@ -36,6 +38,7 @@ class Price(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    PROPAGATION_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     """A provider's name or a kind of provider."""
     model: _builtins.str
@@ -64,6 +67,10 @@ class Price(_message.Message):
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """Output."""
 
+    @_builtins.property
+    def propagation(self) -> _changes_pb2.Propagation:
+        """Output. Who has applied the change, if the request asked to wait for that."""
+
     def __init__(
         self,
         *,
@@ -77,10 +84,11 @@ class Price(_message.Message):
         etag: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        propagation: _changes_pb2.Propagation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "effective_from", b"effective_from", "rates", b"rates", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "effective_from", b"effective_from", "propagation", b"propagation", "rates", b"rates", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "effective_from", b"effective_from", "etag", b"etag", "free", b"free", "id", b"id", "model", b"model", "provider", b"provider", "rates", b"rates", "revision", b"revision", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "effective_from", b"effective_from", "etag", b"etag", "free", b"free", "id", b"id", "model", b"model", "propagation", b"propagation", "provider", b"provider", "rates", b"rates", "revision", b"revision", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -95,6 +103,7 @@ class SetPriceRequest(_message.Message):
     PRICE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repetition harmless: the same id answers with the first result, for 24 hours. Empty: not idempotent."""
     validate_only: _builtins.bool
@@ -103,16 +112,23 @@ class SetPriceRequest(_message.Message):
     def price(self) -> Global___Price:
         """What to set; output fields are ignored."""
 
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
         price: Global___Price | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["price", b"price", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["price", b"price", "request_id", b"request_id", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -212,6 +228,7 @@ class DeletePriceRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id."""
     etag: _builtins.str
@@ -220,6 +237,12 @@ class DeletePriceRequest(_message.Message):
     """As for SetPrice."""
     validate_only: _builtins.bool
     """Check everything, change nothing."""
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
@@ -227,10 +250,11 @@ class DeletePriceRequest(_message.Message):
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "id", b"id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "id", b"id", "request_id", b"request_id", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,6 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tollkeeper.admin.v1 import changes_pb2 as tollkeeper_dot_admin_dot_v1_dot_changes__pb2
@@ -30,7 +31,7 @@ from tollkeeper.common.v1 import access_pb2 as tollkeeper_dot_common_dot_v1_dot_
 from tollkeeper.config.v1 import resources_pb2 as tollkeeper_dot_config_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*tollkeeper/admin/v1/provider_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\x1a$tollkeeper/config/v1/resources.proto\"\xce\x03\n\x08Provider\x12\x63\n\x04name\x18\x01 \x01(\tBU\xbaHRrP2N^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?(/[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?)?$\x12i\n\x04kind\x18\x02 \x01(\tB[\xbaHXrVR\x06openaiR\tanthropicR\x06googleR\x0c\x64igitaloceanR\x0c\x61zure_openaiR\x11openai_compatibleR\x04mockR\x04http\x12;\n\tendpoints\x18\x03 \x03(\x0b\x32\x1e.tollkeeper.config.v1.EndpointB\x08\xbaH\x05\x92\x01\x02\x10\x08\x12 \n\x06quirks\x18\x04 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\x14\"\x06r\x04\x10\x01\x18@\x12\n\n\x02id\x18\x14 \x01(\t\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x85\x01\n\x15\x43reateProviderRequest\x12\x37\n\x08provider\x18\x01 \x01(\x0b\x32\x1d.tollkeeper.admin.v1.ProviderB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\".\n\x12GetProviderRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"r\n\x14ListProvidersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x1d\n\x0corganization\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\"b\n\x15ListProvidersResponse\x12\x30\n\tproviders\x18\x01 \x03(\x0b\x32\x1d.tollkeeper.admin.v1.Provider\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb6\x01\n\x15UpdateProviderRequest\x12\x37\n\x08provider\x18\x01 \x01(\x0b\x32\x1d.tollkeeper.admin.v1.ProviderB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\x8c\x01\n\x15\x44\x65leteProviderRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x32\xe6\x04\n\x0fProviderService\x12t\n\x0e\x43reateProvider\x12*.tollkeeper.admin.v1.CreateProviderRequest\x1a\x1d.tollkeeper.admin.v1.Provider\"\x17\xca\xf3\x18\x13\n\x0fproviders.write\x10\x03\x12m\n\x0bGetProvider\x12\'.tollkeeper.admin.v1.GetProviderRequest\x1a\x1d.tollkeeper.admin.v1.Provider\"\x16\xca\xf3\x18\x12\n\x0eproviders.read\x10\x02\x12~\n\rListProviders\x12).tollkeeper.admin.v1.ListProvidersRequest\x1a*.tollkeeper.admin.v1.ListProvidersResponse\"\x16\xca\xf3\x18\x12\n\x0eproviders.read\x10\x02\x12t\n\x0eUpdateProvider\x12*.tollkeeper.admin.v1.UpdateProviderRequest\x1a\x1d.tollkeeper.admin.v1.Provider\"\x17\xca\xf3\x18\x13\n\x0fproviders.write\x10\x03\x12x\n\x0e\x44\x65leteProvider\x12*.tollkeeper.admin.v1.DeleteProviderRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x17\xca\xf3\x18\x13\n\x0fproviders.write\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*tollkeeper/admin/v1/provider_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\x1a$tollkeeper/config/v1/resources.proto\"\x85\x04\n\x08Provider\x12\x63\n\x04name\x18\x01 \x01(\tBU\xbaHRrP2N^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?(/[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?)?$\x12i\n\x04kind\x18\x02 \x01(\tB[\xbaHXrVR\x06openaiR\tanthropicR\x06googleR\x0c\x64igitaloceanR\x0c\x61zure_openaiR\x11openai_compatibleR\x04mockR\x04http\x12;\n\tendpoints\x18\x03 \x03(\x0b\x32\x1e.tollkeeper.config.v1.EndpointB\x08\xbaH\x05\x92\x01\x02\x10\x08\x12 \n\x06quirks\x18\x04 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\x14\"\x06r\x04\x10\x01\x18@\x12\n\n\x02id\x18\x14 \x01(\t\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x0bpropagation\x18\x32 \x01(\x0b\x32 .tollkeeper.admin.v1.Propagation\"\xcc\x01\n\x15\x43reateProviderRequest\x12\x37\n\x08provider\x18\x01 \x01(\x0b\x32\x1d.tollkeeper.admin.v1.ProviderB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\".\n\x12GetProviderRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"r\n\x14ListProvidersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x1d\n\x0corganization\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\"b\n\x15ListProvidersResponse\x12\x30\n\tproviders\x18\x01 \x03(\x0b\x32\x1d.tollkeeper.admin.v1.Provider\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xfd\x01\n\x15UpdateProviderRequest\x12\x37\n\x08provider\x18\x01 \x01(\x0b\x32\x1d.tollkeeper.admin.v1.ProviderB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\xd3\x01\n\x15\x44\x65leteProviderRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\x32\xe6\x04\n\x0fProviderService\x12t\n\x0e\x43reateProvider\x12*.tollkeeper.admin.v1.CreateProviderRequest\x1a\x1d.tollkeeper.admin.v1.Provider\"\x17\xca\xf3\x18\x13\n\x0fproviders.write\x10\x03\x12m\n\x0bGetProvider\x12\'.tollkeeper.admin.v1.GetProviderRequest\x1a\x1d.tollkeeper.admin.v1.Provider\"\x16\xca\xf3\x18\x12\n\x0eproviders.read\x10\x02\x12~\n\rListProviders\x12).tollkeeper.admin.v1.ListProvidersRequest\x1a*.tollkeeper.admin.v1.ListProvidersResponse\"\x16\xca\xf3\x18\x12\n\x0eproviders.read\x10\x02\x12t\n\x0eUpdateProvider\x12*.tollkeeper.admin.v1.UpdateProviderRequest\x1a\x1d.tollkeeper.admin.v1.Provider\"\x17\xca\xf3\x18\x13\n\x0fproviders.write\x10\x03\x12x\n\x0e\x44\x65leteProvider\x12*.tollkeeper.admin.v1.DeleteProviderRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x17\xca\xf3\x18\x13\n\x0fproviders.write\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,6 +52,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEPROVIDERREQUEST'].fields_by_name['provider']._serialized_options = b'\272H\003\310\001\001'
   _globals['_CREATEPROVIDERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATEPROVIDERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_CREATEPROVIDERREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_CREATEPROVIDERREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_GETPROVIDERREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETPROVIDERREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_LISTPROVIDERSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -63,12 +66,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEPROVIDERREQUEST'].fields_by_name['provider']._serialized_options = b'\272H\003\310\001\001'
   _globals['_UPDATEPROVIDERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_UPDATEPROVIDERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_UPDATEPROVIDERREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_UPDATEPROVIDERREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_DELETEPROVIDERREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEPROVIDERREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_DELETEPROVIDERREQUEST'].fields_by_name['etag']._loaded_options = None
   _globals['_DELETEPROVIDERREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
   _globals['_DELETEPROVIDERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETEPROVIDERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_DELETEPROVIDERREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_DELETEPROVIDERREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_PROVIDERSERVICE'].methods_by_name['CreateProvider']._loaded_options = None
   _globals['_PROVIDERSERVICE'].methods_by_name['CreateProvider']._serialized_options = b'\312\363\030\023\n\017providers.write\020\003'
   _globals['_PROVIDERSERVICE'].methods_by_name['GetProvider']._loaded_options = None
@@ -79,20 +86,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROVIDERSERVICE'].methods_by_name['UpdateProvider']._serialized_options = b'\312\363\030\023\n\017providers.write\020\003'
   _globals['_PROVIDERSERVICE'].methods_by_name['DeleteProvider']._loaded_options = None
   _globals['_PROVIDERSERVICE'].methods_by_name['DeleteProvider']._serialized_options = b'\312\363\030\023\n\017providers.write\020\003'
-  _globals['_PROVIDER']._serialized_start=272
-  _globals['_PROVIDER']._serialized_end=734
-  _globals['_CREATEPROVIDERREQUEST']._serialized_start=737
-  _globals['_CREATEPROVIDERREQUEST']._serialized_end=870
-  _globals['_GETPROVIDERREQUEST']._serialized_start=872
-  _globals['_GETPROVIDERREQUEST']._serialized_end=918
-  _globals['_LISTPROVIDERSREQUEST']._serialized_start=920
-  _globals['_LISTPROVIDERSREQUEST']._serialized_end=1034
-  _globals['_LISTPROVIDERSRESPONSE']._serialized_start=1036
-  _globals['_LISTPROVIDERSRESPONSE']._serialized_end=1134
-  _globals['_UPDATEPROVIDERREQUEST']._serialized_start=1137
-  _globals['_UPDATEPROVIDERREQUEST']._serialized_end=1319
-  _globals['_DELETEPROVIDERREQUEST']._serialized_start=1322
-  _globals['_DELETEPROVIDERREQUEST']._serialized_end=1462
-  _globals['_PROVIDERSERVICE']._serialized_start=1465
-  _globals['_PROVIDERSERVICE']._serialized_end=2079
+  _globals['_PROVIDER']._serialized_start=304
+  _globals['_PROVIDER']._serialized_end=821
+  _globals['_CREATEPROVIDERREQUEST']._serialized_start=824
+  _globals['_CREATEPROVIDERREQUEST']._serialized_end=1028
+  _globals['_GETPROVIDERREQUEST']._serialized_start=1030
+  _globals['_GETPROVIDERREQUEST']._serialized_end=1076
+  _globals['_LISTPROVIDERSREQUEST']._serialized_start=1078
+  _globals['_LISTPROVIDERSREQUEST']._serialized_end=1192
+  _globals['_LISTPROVIDERSRESPONSE']._serialized_start=1194
+  _globals['_LISTPROVIDERSRESPONSE']._serialized_end=1292
+  _globals['_UPDATEPROVIDERREQUEST']._serialized_start=1295
+  _globals['_UPDATEPROVIDERREQUEST']._serialized_end=1548
+  _globals['_DELETEPROVIDERREQUEST']._serialized_start=1551
+  _globals['_DELETEPROVIDERREQUEST']._serialized_end=1762
+  _globals['_PROVIDERSERVICE']._serialized_start=1765
+  _globals['_PROVIDERSERVICE']._serialized_end=2379
 # @@protoc_insertion_point(module_scope)

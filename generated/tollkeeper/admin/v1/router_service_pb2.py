@@ -23,13 +23,14 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tollkeeper.admin.v1 import changes_pb2 as tollkeeper_dot_admin_dot_v1_dot_changes__pb2
 from tollkeeper.common.v1 import access_pb2 as tollkeeper_dot_common_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tollkeeper/admin/v1/router_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\"\xc6\x02\n\x06Router\x12\x63\n\x04name\x18\x01 \x01(\tBU\xbaHRrP2N^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?(/[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?)?$\x12\x18\n\x10gateway_metadata\x18\x02 \x01(\x08\x12(\n\x05rules\x18\x03 \x03(\x0b\x32\x19.tollkeeper.admin.v1.Rule\x12\n\n\x02id\x18\x14 \x01(\t\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbe\x02\n\x04Rule\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1d\n\x08priority\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(\x00\x12\x19\n\x08provider\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18\x7f\x12!\n\x06models\x18\x04 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\x64\"\x07r\x05\x10\x01\x18\xc8\x01\x12\x1b\n\tcondition\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12\x1b\n\x06weight\x18\x06 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(\x00\x12\x41\n\x07\x61liases\x18\x07 \x03(\x0b\x32&.tollkeeper.admin.v1.Rule.AliasesEntryB\x08\xbaH\x05\x9a\x01\x02\x10\x64\x12\x0e\n\x06router\x18\x08 \x01(\t\x12\x10\n\x08revision\x18\t \x01(\x03\x1a.\n\x0c\x41liasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x7f\n\x13\x43reateRouterRequest\x12\x33\n\x06router\x18\x01 \x01(\x0b\x32\x1b.tollkeeper.admin.v1.RouterB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\",\n\x10GetRouterRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"p\n\x12ListRoutersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x1d\n\x0corganization\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\"\\\n\x13ListRoutersResponse\x12,\n\x07routers\x18\x01 \x03(\x0b\x32\x1b.tollkeeper.admin.v1.Router\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb0\x01\n\x13UpdateRouterRequest\x12\x33\n\x06router\x18\x01 \x01(\x0b\x32\x1b.tollkeeper.admin.v1.RouterB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\x8a\x01\n\x13\x44\x65leteRouterRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"\x94\x01\n\x11\x43reateRuleRequest\x12\x19\n\x06router\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x7f\x12/\n\x04rule\x18\x02 \x01(\x0b\x32\x19.tollkeeper.admin.v1.RuleB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\xaa\x01\n\x11UpdateRuleRequest\x12/\n\x04rule\x18\x01 \x01(\x0b\x32\x19.tollkeeper.admin.v1.RuleB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"_\n\x11\x44\x65leteRuleRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x32\xfe\x06\n\rRouterService\x12l\n\x0c\x43reateRouter\x12(.tollkeeper.admin.v1.CreateRouterRequest\x1a\x1b.tollkeeper.admin.v1.Router\"\x15\xca\xf3\x18\x11\n\rrouters.write\x10\x03\x12\x65\n\tGetRouter\x12%.tollkeeper.admin.v1.GetRouterRequest\x1a\x1b.tollkeeper.admin.v1.Router\"\x14\xca\xf3\x18\x10\n\x0crouters.read\x10\x02\x12v\n\x0bListRouters\x12\'.tollkeeper.admin.v1.ListRoutersRequest\x1a(.tollkeeper.admin.v1.ListRoutersResponse\"\x14\xca\xf3\x18\x10\n\x0crouters.read\x10\x02\x12l\n\x0cUpdateRouter\x12(.tollkeeper.admin.v1.UpdateRouterRequest\x1a\x1b.tollkeeper.admin.v1.Router\"\x15\xca\xf3\x18\x11\n\rrouters.write\x10\x03\x12r\n\x0c\x44\x65leteRouter\x12(.tollkeeper.admin.v1.DeleteRouterRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x15\xca\xf3\x18\x11\n\rrouters.write\x10\x03\x12\x66\n\nCreateRule\x12&.tollkeeper.admin.v1.CreateRuleRequest\x1a\x19.tollkeeper.admin.v1.Rule\"\x15\xca\xf3\x18\x11\n\rrouters.write\x10\x03\x12\x66\n\nUpdateRule\x12&.tollkeeper.admin.v1.UpdateRuleRequest\x1a\x19.tollkeeper.admin.v1.Rule\"\x15\xca\xf3\x18\x11\n\rrouters.write\x10\x03\x12n\n\nDeleteRule\x12&.tollkeeper.admin.v1.DeleteRuleRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x15\xca\xf3\x18\x11\n\rrouters.write\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tollkeeper/admin/v1/router_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\"\xfd\x02\n\x06Router\x12\x63\n\x04name\x18\x01 \x01(\tBU\xbaHRrP2N^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?(/[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?)?$\x12\x18\n\x10gateway_metadata\x18\x02 \x01(\x08\x12(\n\x05rules\x18\x03 \x03(\x0b\x32\x19.tollkeeper.admin.v1.Rule\x12\n\n\x02id\x18\x14 \x01(\t\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x0bpropagation\x18\x32 \x01(\x0b\x32 .tollkeeper.admin.v1.Propagation\"\xf5\x02\n\x04Rule\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1d\n\x08priority\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(\x00\x12\x19\n\x08provider\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18\x7f\x12!\n\x06models\x18\x04 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\x64\"\x07r\x05\x10\x01\x18\xc8\x01\x12\x1b\n\tcondition\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12\x1b\n\x06weight\x18\x06 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(\x00\x12\x41\n\x07\x61liases\x18\x07 \x03(\x0b\x32&.tollkeeper.admin.v1.Rule.AliasesEntryB\x08\xbaH\x05\x9a\x01\x02\x10\x64\x12\x0e\n\x06router\x18\x08 \x01(\t\x12\x10\n\x08revision\x18\t \x01(\x03\x12\x35\n\x0bpropagation\x18\x32 \x01(\x0b\x32 .tollkeeper.admin.v1.Propagation\x1a.\n\x0c\x41liasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc6\x01\n\x13\x43reateRouterRequest\x12\x33\n\x06router\x18\x01 \x01(\x0b\x32\x1b.tollkeeper.admin.v1.RouterB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\",\n\x10GetRouterRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"p\n\x12ListRoutersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x1d\n\x0corganization\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\"\\\n\x13ListRoutersResponse\x12,\n\x07routers\x18\x01 \x03(\x0b\x32\x1b.tollkeeper.admin.v1.Router\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf7\x01\n\x13UpdateRouterRequest\x12\x33\n\x06router\x18\x01 \x01(\x0b\x32\x1b.tollkeeper.admin.v1.RouterB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\xd1\x01\n\x13\x44\x65leteRouterRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\xdb\x01\n\x11\x43reateRuleRequest\x12\x19\n\x06router\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x7f\x12/\n\x04rule\x18\x02 \x01(\x0b\x32\x19.tollkeeper.admin.v1.RuleB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\xf1\x01\n\x11UpdateRuleRequest\x12/\n\x04rule\x18\x01 \x01(\x0b\x32\x19.tollkeeper.admin.v1.RuleB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\xa6\x01\n\x11\x44\x65leteRuleRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\x32\xfe\x06\n\rRouterService\x12l\n\x0c\x43reateRouter\x12(.tollkeeper.admin.v1.CreateRouterRequest\x1a\x1b.tollkeeper.admin.v1.Router\"\x15\xca\xf3\x18\x11\n\rrouters.write\x10\x03\x12\x65\n\tGetRouter\x12%.tollkeeper.admin.v1.GetRouterRequest\x1a\x1b.tollkeeper.admin.v1.Router\"\x14\xca\xf3\x18\x10\n\x0crouters.read\x10\x02\x12v\n\x0bListRouters\x12\'.tollkeeper.admin.v1.ListRoutersRequest\x1a(.tollkeeper.admin.v1.ListRoutersResponse\"\x14\xca\xf3\x18\x10\n\x0crouters.read\x10\x02\x12l\n\x0cUpdateRouter\x12(.tollkeeper.admin.v1.UpdateRouterRequest\x1a\x1b.tollkeeper.admin.v1.Router\"\x15\xca\xf3\x18\x11\n\rrouters.write\x10\x03\x12r\n\x0c\x44\x65leteRouter\x12(.tollkeeper.admin.v1.DeleteRouterRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x15\xca\xf3\x18\x11\n\rrouters.write\x10\x03\x12\x66\n\nCreateRule\x12&.tollkeeper.admin.v1.CreateRuleRequest\x1a\x19.tollkeeper.admin.v1.Rule\"\x15\xca\xf3\x18\x11\n\rrouters.write\x10\x03\x12\x66\n\nUpdateRule\x12&.tollkeeper.admin.v1.UpdateRuleRequest\x1a\x19.tollkeeper.admin.v1.Rule\"\x15\xca\xf3\x18\x11\n\rrouters.write\x10\x03\x12n\n\nDeleteRule\x12&.tollkeeper.admin.v1.DeleteRuleRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x15\xca\xf3\x18\x11\n\rrouters.write\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,6 +59,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEROUTERREQUEST'].fields_by_name['router']._serialized_options = b'\272H\003\310\001\001'
   _globals['_CREATEROUTERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATEROUTERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_CREATEROUTERREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_CREATEROUTERREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_GETROUTERREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETROUTERREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_LISTROUTERSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -70,26 +73,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEROUTERREQUEST'].fields_by_name['router']._serialized_options = b'\272H\003\310\001\001'
   _globals['_UPDATEROUTERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_UPDATEROUTERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_UPDATEROUTERREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_UPDATEROUTERREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_DELETEROUTERREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEROUTERREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_DELETEROUTERREQUEST'].fields_by_name['etag']._loaded_options = None
   _globals['_DELETEROUTERREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
   _globals['_DELETEROUTERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETEROUTERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_DELETEROUTERREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_DELETEROUTERREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_CREATERULEREQUEST'].fields_by_name['router']._loaded_options = None
   _globals['_CREATERULEREQUEST'].fields_by_name['router']._serialized_options = b'\272H\006r\004\020\001\030\177'
   _globals['_CREATERULEREQUEST'].fields_by_name['rule']._loaded_options = None
   _globals['_CREATERULEREQUEST'].fields_by_name['rule']._serialized_options = b'\272H\003\310\001\001'
   _globals['_CREATERULEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATERULEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_CREATERULEREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_CREATERULEREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_UPDATERULEREQUEST'].fields_by_name['rule']._loaded_options = None
   _globals['_UPDATERULEREQUEST'].fields_by_name['rule']._serialized_options = b'\272H\003\310\001\001'
   _globals['_UPDATERULEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_UPDATERULEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_UPDATERULEREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_UPDATERULEREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_DELETERULEREQUEST'].fields_by_name['id']._loaded_options = None
   _globals['_DELETERULEREQUEST'].fields_by_name['id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_DELETERULEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETERULEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_DELETERULEREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_DELETERULEREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_ROUTERSERVICE'].methods_by_name['CreateRouter']._loaded_options = None
   _globals['_ROUTERSERVICE'].methods_by_name['CreateRouter']._serialized_options = b'\312\363\030\021\n\rrouters.write\020\003'
   _globals['_ROUTERSERVICE'].methods_by_name['GetRouter']._loaded_options = None
@@ -106,30 +119,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTERSERVICE'].methods_by_name['UpdateRule']._serialized_options = b'\312\363\030\021\n\rrouters.write\020\003'
   _globals['_ROUTERSERVICE'].methods_by_name['DeleteRule']._loaded_options = None
   _globals['_ROUTERSERVICE'].methods_by_name['DeleteRule']._serialized_options = b'\312\363\030\021\n\rrouters.write\020\003'
-  _globals['_ROUTER']._serialized_start=232
-  _globals['_ROUTER']._serialized_end=558
-  _globals['_RULE']._serialized_start=561
-  _globals['_RULE']._serialized_end=879
-  _globals['_RULE_ALIASESENTRY']._serialized_start=833
-  _globals['_RULE_ALIASESENTRY']._serialized_end=879
-  _globals['_CREATEROUTERREQUEST']._serialized_start=881
-  _globals['_CREATEROUTERREQUEST']._serialized_end=1008
-  _globals['_GETROUTERREQUEST']._serialized_start=1010
-  _globals['_GETROUTERREQUEST']._serialized_end=1054
-  _globals['_LISTROUTERSREQUEST']._serialized_start=1056
-  _globals['_LISTROUTERSREQUEST']._serialized_end=1168
-  _globals['_LISTROUTERSRESPONSE']._serialized_start=1170
-  _globals['_LISTROUTERSRESPONSE']._serialized_end=1262
-  _globals['_UPDATEROUTERREQUEST']._serialized_start=1265
-  _globals['_UPDATEROUTERREQUEST']._serialized_end=1441
-  _globals['_DELETEROUTERREQUEST']._serialized_start=1444
-  _globals['_DELETEROUTERREQUEST']._serialized_end=1582
-  _globals['_CREATERULEREQUEST']._serialized_start=1585
-  _globals['_CREATERULEREQUEST']._serialized_end=1733
-  _globals['_UPDATERULEREQUEST']._serialized_start=1736
-  _globals['_UPDATERULEREQUEST']._serialized_end=1906
-  _globals['_DELETERULEREQUEST']._serialized_start=1908
-  _globals['_DELETERULEREQUEST']._serialized_end=2003
-  _globals['_ROUTERSERVICE']._serialized_start=2006
-  _globals['_ROUTERSERVICE']._serialized_end=2900
+  _globals['_ROUTER']._serialized_start=264
+  _globals['_ROUTER']._serialized_end=645
+  _globals['_RULE']._serialized_start=648
+  _globals['_RULE']._serialized_end=1021
+  _globals['_RULE_ALIASESENTRY']._serialized_start=975
+  _globals['_RULE_ALIASESENTRY']._serialized_end=1021
+  _globals['_CREATEROUTERREQUEST']._serialized_start=1024
+  _globals['_CREATEROUTERREQUEST']._serialized_end=1222
+  _globals['_GETROUTERREQUEST']._serialized_start=1224
+  _globals['_GETROUTERREQUEST']._serialized_end=1268
+  _globals['_LISTROUTERSREQUEST']._serialized_start=1270
+  _globals['_LISTROUTERSREQUEST']._serialized_end=1382
+  _globals['_LISTROUTERSRESPONSE']._serialized_start=1384
+  _globals['_LISTROUTERSRESPONSE']._serialized_end=1476
+  _globals['_UPDATEROUTERREQUEST']._serialized_start=1479
+  _globals['_UPDATEROUTERREQUEST']._serialized_end=1726
+  _globals['_DELETEROUTERREQUEST']._serialized_start=1729
+  _globals['_DELETEROUTERREQUEST']._serialized_end=1938
+  _globals['_CREATERULEREQUEST']._serialized_start=1941
+  _globals['_CREATERULEREQUEST']._serialized_end=2160
+  _globals['_UPDATERULEREQUEST']._serialized_start=2163
+  _globals['_UPDATERULEREQUEST']._serialized_end=2404
+  _globals['_DELETERULEREQUEST']._serialized_start=2407
+  _globals['_DELETERULEREQUEST']._serialized_end=2573
+  _globals['_ROUTERSERVICE']._serialized_start=2576
+  _globals['_ROUTERSERVICE']._serialized_end=3470
 # @@protoc_insertion_point(module_scope)

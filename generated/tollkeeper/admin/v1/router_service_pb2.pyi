@@ -5,10 +5,12 @@ Routers and their rules: which provider serves a call."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from tollkeeper.admin.v1 import changes_pb2 as _changes_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -34,6 +36,7 @@ class Router(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    PROPAGATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`acme/r1`, or `default` when all organizations share it. Lower-case letters, digits, `-`, `_`, `.`; at most 63 a segment. Cannot change."""
     gateway_metadata: _builtins.bool
@@ -56,6 +59,10 @@ class Router(_message.Message):
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """Output."""
 
+    @_builtins.property
+    def propagation(self) -> _changes_pb2.Propagation:
+        """Output. Who has applied the change, if the request asked to wait for that."""
+
     def __init__(
         self,
         *,
@@ -67,10 +74,11 @@ class Router(_message.Message):
         etag: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        propagation: _changes_pb2.Propagation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "propagation", b"propagation", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "etag", b"etag", "gateway_metadata", b"gateway_metadata", "id", b"id", "name", b"name", "revision", b"revision", "rules", b"rules", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "etag", b"etag", "gateway_metadata", b"gateway_metadata", "id", b"id", "name", b"name", "propagation", b"propagation", "revision", b"revision", "rules", b"rules", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -111,6 +119,7 @@ class Rule(_message.Message):
     ALIASES_FIELD_NUMBER: _builtins.int
     ROUTER_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PROPAGATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Output."""
     priority: _builtins.int
@@ -133,6 +142,10 @@ class Rule(_message.Message):
     def aliases(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Names that stand for models."""
 
+    @_builtins.property
+    def propagation(self) -> _changes_pb2.Propagation:
+        """Output. Who has applied the change, if the request asked to wait for that."""
+
     def __init__(
         self,
         *,
@@ -145,10 +158,11 @@ class Rule(_message.Message):
         aliases: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         router: _builtins.str = ...,
         revision: _builtins.int = ...,
+        propagation: _changes_pb2.Propagation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["propagation", b"propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "condition", b"condition", "id", b"id", "models", b"models", "priority", b"priority", "provider", b"provider", "revision", b"revision", "router", b"router", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "condition", b"condition", "id", b"id", "models", b"models", "priority", b"priority", "propagation", b"propagation", "provider", b"provider", "revision", b"revision", "router", b"router", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -163,6 +177,7 @@ class CreateRouterRequest(_message.Message):
     ROUTER_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repetition harmless: the same id answers with the first result, for 24 hours. Empty: not idempotent."""
     validate_only: _builtins.bool
@@ -171,16 +186,23 @@ class CreateRouterRequest(_message.Message):
     def router(self) -> Global___Router:
         """What to create; output fields are ignored."""
 
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
         router: Global___Router | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["router", b"router"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["router", b"router", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "router", b"router", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "router", b"router", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -276,6 +298,7 @@ class UpdateRouterRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """As for creation."""
     validate_only: _builtins.bool
@@ -288,6 +311,12 @@ class UpdateRouterRequest(_message.Message):
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """The fields to change. Empty is refused."""
 
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
@@ -295,10 +324,11 @@ class UpdateRouterRequest(_message.Message):
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["router", b"router", "update_mask", b"update_mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["router", b"router", "update_mask", b"update_mask", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "router", b"router", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "router", b"router", "update_mask", b"update_mask", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -315,6 +345,7 @@ class DeleteRouterRequest(_message.Message):
     FORCE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`acme/r1`."""
     etag: _builtins.str
@@ -325,6 +356,12 @@ class DeleteRouterRequest(_message.Message):
     """As for creation."""
     validate_only: _builtins.bool
     """Check everything, change nothing."""
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
@@ -333,10 +370,11 @@ class DeleteRouterRequest(_message.Message):
         force: _builtins.bool = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "force", b"force", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "force", b"force", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -352,6 +390,7 @@ class CreateRuleRequest(_message.Message):
     RULE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     router: _builtins.str
     """The router that gets it."""
     request_id: _builtins.str
@@ -362,6 +401,12 @@ class CreateRuleRequest(_message.Message):
     def rule(self) -> Global___Rule:
         """What to add."""
 
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
@@ -369,10 +414,11 @@ class CreateRuleRequest(_message.Message):
         rule: Global___Rule | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["rule", b"rule"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rule", b"rule", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "router", b"router", "rule", b"rule", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "router", b"router", "rule", b"rule", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -388,6 +434,7 @@ class UpdateRuleRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """As for creation of a router."""
     validate_only: _builtins.bool
@@ -400,6 +447,12 @@ class UpdateRuleRequest(_message.Message):
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """The fields to change. Empty is refused."""
 
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
@@ -407,10 +460,11 @@ class UpdateRuleRequest(_message.Message):
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["rule", b"rule", "update_mask", b"update_mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rule", b"rule", "update_mask", b"update_mask", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "rule", b"rule", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "rule", b"rule", "update_mask", b"update_mask", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -425,22 +479,30 @@ class DeleteRuleRequest(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_PROPAGATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Which."""
     request_id: _builtins.str
     """As for creation of a router."""
     validate_only: _builtins.bool
     """Check everything, change nothing."""
+    @_builtins.property
+    def wait_for_propagation(self) -> _duration_pb2.Duration:
+        """How long to wait until the live data planes have applied the change, at most 60 s; absent does not wait. The answer
+        says which of them have.
+        """
+
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        wait_for_propagation: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id", "validate_only", b"validate_only", "wait_for_propagation", b"wait_for_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

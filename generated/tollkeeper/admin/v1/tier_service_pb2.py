@@ -23,6 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tollkeeper.admin.v1 import changes_pb2 as tollkeeper_dot_admin_dot_v1_dot_changes__pb2
@@ -30,7 +31,7 @@ from tollkeeper.common.v1 import access_pb2 as tollkeeper_dot_common_dot_v1_dot_
 from tollkeeper.common.v1 import limits_pb2 as tollkeeper_dot_common_dot_v1_dot_limits__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tollkeeper/admin/v1/tier_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\x1a!tollkeeper/common/v1/limits.proto\"\xc1\x03\n\x04Tier\x12:\n\x04name\x18\x01 \x01(\tB,\xbaH)r\'2%^[a-z0-9]([a-z0-9_-]{0,14}[a-z0-9])?$\x12<\n\rdevice_limits\x18\x02 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \x12\x38\n\tip_limits\x18\x03 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \x12:\n\x0buser_limits\x18\x04 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \x12@\n\x11\x63redential_limits\x18\x05 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"y\n\x11\x43reateTierRequest\x12/\n\x04tier\x18\x01 \x01(\x0b\x32\x19.tollkeeper.admin.v1.TierB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\")\n\x0eGetTierRequest\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x10\"O\n\x10ListTiersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"V\n\x11ListTiersResponse\x12(\n\x05tiers\x18\x01 \x03(\x0b\x32\x19.tollkeeper.admin.v1.Tier\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xaa\x01\n\x11UpdateTierRequest\x12/\n\x04tier\x18\x01 \x01(\x0b\x32\x19.tollkeeper.admin.v1.TierB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"x\n\x11\x44\x65leteTierRequest\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x10\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x32\x96\x04\n\x0bTierService\x12\x64\n\nCreateTier\x12&.tollkeeper.admin.v1.CreateTierRequest\x1a\x19.tollkeeper.admin.v1.Tier\"\x13\xca\xf3\x18\x0f\n\x0btiers.write\x10\x03\x12]\n\x07GetTier\x12#.tollkeeper.admin.v1.GetTierRequest\x1a\x19.tollkeeper.admin.v1.Tier\"\x12\xca\xf3\x18\x0e\n\ntiers.read\x10\x02\x12n\n\tListTiers\x12%.tollkeeper.admin.v1.ListTiersRequest\x1a&.tollkeeper.admin.v1.ListTiersResponse\"\x12\xca\xf3\x18\x0e\n\ntiers.read\x10\x02\x12\x64\n\nUpdateTier\x12&.tollkeeper.admin.v1.UpdateTierRequest\x1a\x19.tollkeeper.admin.v1.Tier\"\x13\xca\xf3\x18\x0f\n\x0btiers.write\x10\x03\x12l\n\nDeleteTier\x12&.tollkeeper.admin.v1.DeleteTierRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x13\xca\xf3\x18\x0f\n\x0btiers.write\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tollkeeper/admin/v1/tier_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\x1a!tollkeeper/common/v1/limits.proto\"\xf8\x03\n\x04Tier\x12:\n\x04name\x18\x01 \x01(\tB,\xbaH)r\'2%^[a-z0-9]([a-z0-9_-]{0,14}[a-z0-9])?$\x12<\n\rdevice_limits\x18\x02 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \x12\x38\n\tip_limits\x18\x03 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \x12:\n\x0buser_limits\x18\x04 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \x12@\n\x11\x63redential_limits\x18\x05 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x0bpropagation\x18\x32 \x01(\x0b\x32 .tollkeeper.admin.v1.Propagation\"\xc0\x01\n\x11\x43reateTierRequest\x12/\n\x04tier\x18\x01 \x01(\x0b\x32\x19.tollkeeper.admin.v1.TierB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\")\n\x0eGetTierRequest\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x10\"O\n\x10ListTiersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"V\n\x11ListTiersResponse\x12(\n\x05tiers\x18\x01 \x03(\x0b\x32\x19.tollkeeper.admin.v1.Tier\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf1\x01\n\x11UpdateTierRequest\x12/\n\x04tier\x18\x01 \x01(\x0b\x32\x19.tollkeeper.admin.v1.TierB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\xbf\x01\n\x11\x44\x65leteTierRequest\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x10\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\x32\x96\x04\n\x0bTierService\x12\x64\n\nCreateTier\x12&.tollkeeper.admin.v1.CreateTierRequest\x1a\x19.tollkeeper.admin.v1.Tier\"\x13\xca\xf3\x18\x0f\n\x0btiers.write\x10\x03\x12]\n\x07GetTier\x12#.tollkeeper.admin.v1.GetTierRequest\x1a\x19.tollkeeper.admin.v1.Tier\"\x12\xca\xf3\x18\x0e\n\ntiers.read\x10\x02\x12n\n\tListTiers\x12%.tollkeeper.admin.v1.ListTiersRequest\x1a&.tollkeeper.admin.v1.ListTiersResponse\"\x12\xca\xf3\x18\x0e\n\ntiers.read\x10\x02\x12\x64\n\nUpdateTier\x12&.tollkeeper.admin.v1.UpdateTierRequest\x1a\x19.tollkeeper.admin.v1.Tier\"\x13\xca\xf3\x18\x0f\n\x0btiers.write\x10\x03\x12l\n\nDeleteTier\x12&.tollkeeper.admin.v1.DeleteTierRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x13\xca\xf3\x18\x0f\n\x0btiers.write\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,6 +54,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATETIERREQUEST'].fields_by_name['tier']._serialized_options = b'\272H\003\310\001\001'
   _globals['_CREATETIERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATETIERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_CREATETIERREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_CREATETIERREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_GETTIERREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETTIERREQUEST'].fields_by_name['name']._serialized_options = b'\272H\006r\004\020\001\030\020'
   _globals['_LISTTIERSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -63,12 +66,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATETIERREQUEST'].fields_by_name['tier']._serialized_options = b'\272H\003\310\001\001'
   _globals['_UPDATETIERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_UPDATETIERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_UPDATETIERREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_UPDATETIERREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_DELETETIERREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETETIERREQUEST'].fields_by_name['name']._serialized_options = b'\272H\006r\004\020\001\030\020'
   _globals['_DELETETIERREQUEST'].fields_by_name['etag']._loaded_options = None
   _globals['_DELETETIERREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
   _globals['_DELETETIERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETETIERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_DELETETIERREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_DELETETIERREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_TIERSERVICE'].methods_by_name['CreateTier']._loaded_options = None
   _globals['_TIERSERVICE'].methods_by_name['CreateTier']._serialized_options = b'\312\363\030\017\n\013tiers.write\020\003'
   _globals['_TIERSERVICE'].methods_by_name['GetTier']._loaded_options = None
@@ -79,20 +86,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TIERSERVICE'].methods_by_name['UpdateTier']._serialized_options = b'\312\363\030\017\n\013tiers.write\020\003'
   _globals['_TIERSERVICE'].methods_by_name['DeleteTier']._loaded_options = None
   _globals['_TIERSERVICE'].methods_by_name['DeleteTier']._serialized_options = b'\312\363\030\017\n\013tiers.write\020\003'
-  _globals['_TIER']._serialized_start=265
-  _globals['_TIER']._serialized_end=714
-  _globals['_CREATETIERREQUEST']._serialized_start=716
-  _globals['_CREATETIERREQUEST']._serialized_end=837
-  _globals['_GETTIERREQUEST']._serialized_start=839
-  _globals['_GETTIERREQUEST']._serialized_end=880
-  _globals['_LISTTIERSREQUEST']._serialized_start=882
-  _globals['_LISTTIERSREQUEST']._serialized_end=961
-  _globals['_LISTTIERSRESPONSE']._serialized_start=963
-  _globals['_LISTTIERSRESPONSE']._serialized_end=1049
-  _globals['_UPDATETIERREQUEST']._serialized_start=1052
-  _globals['_UPDATETIERREQUEST']._serialized_end=1222
-  _globals['_DELETETIERREQUEST']._serialized_start=1224
-  _globals['_DELETETIERREQUEST']._serialized_end=1344
-  _globals['_TIERSERVICE']._serialized_start=1347
-  _globals['_TIERSERVICE']._serialized_end=1881
+  _globals['_TIER']._serialized_start=297
+  _globals['_TIER']._serialized_end=801
+  _globals['_CREATETIERREQUEST']._serialized_start=804
+  _globals['_CREATETIERREQUEST']._serialized_end=996
+  _globals['_GETTIERREQUEST']._serialized_start=998
+  _globals['_GETTIERREQUEST']._serialized_end=1039
+  _globals['_LISTTIERSREQUEST']._serialized_start=1041
+  _globals['_LISTTIERSREQUEST']._serialized_end=1120
+  _globals['_LISTTIERSRESPONSE']._serialized_start=1122
+  _globals['_LISTTIERSRESPONSE']._serialized_end=1208
+  _globals['_UPDATETIERREQUEST']._serialized_start=1211
+  _globals['_UPDATETIERREQUEST']._serialized_end=1452
+  _globals['_DELETETIERREQUEST']._serialized_start=1455
+  _globals['_DELETETIERREQUEST']._serialized_end=1646
+  _globals['_TIERSERVICE']._serialized_start=1649
+  _globals['_TIERSERVICE']._serialized_end=2183
 # @@protoc_insertion_point(module_scope)

@@ -23,6 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tollkeeper.admin.v1 import changes_pb2 as tollkeeper_dot_admin_dot_v1_dot_changes__pb2
@@ -30,7 +31,7 @@ from tollkeeper.common.v1 import access_pb2 as tollkeeper_dot_common_dot_v1_dot_
 from tollkeeper.common.v1 import limits_pb2 as tollkeeper_dot_common_dot_v1_dot_limits__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tollkeeper/admin/v1/user_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\x1a!tollkeeper/common/v1/limits.proto\"\xe8\x02\n\x04User\x12`\n\x04name\x18\x01 \x01(\tBR\xbaHOrM2K^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?/[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?$\x12\x17\n\x05\x65mail\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xfe\x01\x12=\n\x04tier\x18\x03 \x01(\tB/\xbaH,r*2(^([a-z0-9]([a-z0-9_-]{0,14}[a-z0-9])?)?$\x12\x11\n\tsuspended\x18\x04 \x01(\x08\x12\n\n\x02id\x18\x14 \x01(\t\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb0\x01\n\x11\x43reateUserRequest\x12/\n\x04user\x18\x01 \x01(\x0b\x32\x19.tollkeeper.admin.v1.UserB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x35\n\x06limits\x18\x04 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \"*\n\x0eGetUserRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"n\n\x10ListUsersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x1d\n\x0corganization\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\"V\n\x11ListUsersResponse\x12(\n\x05users\x18\x01 \x03(\x0b\x32\x19.tollkeeper.admin.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xaa\x01\n\x11UpdateUserRequest\x12/\n\x04user\x18\x01 \x01(\x0b\x32\x19.tollkeeper.admin.v1.UserB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\x88\x01\n\x11\x44\x65leteUserRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x32\x96\x04\n\x0bUserService\x12\x64\n\nCreateUser\x12&.tollkeeper.admin.v1.CreateUserRequest\x1a\x19.tollkeeper.admin.v1.User\"\x13\xca\xf3\x18\x0f\n\x0busers.write\x10\x03\x12]\n\x07GetUser\x12#.tollkeeper.admin.v1.GetUserRequest\x1a\x19.tollkeeper.admin.v1.User\"\x12\xca\xf3\x18\x0e\n\nusers.read\x10\x02\x12n\n\tListUsers\x12%.tollkeeper.admin.v1.ListUsersRequest\x1a&.tollkeeper.admin.v1.ListUsersResponse\"\x12\xca\xf3\x18\x0e\n\nusers.read\x10\x02\x12\x64\n\nUpdateUser\x12&.tollkeeper.admin.v1.UpdateUserRequest\x1a\x19.tollkeeper.admin.v1.User\"\x13\xca\xf3\x18\x0f\n\x0busers.write\x10\x03\x12l\n\nDeleteUser\x12&.tollkeeper.admin.v1.DeleteUserRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x13\xca\xf3\x18\x0f\n\x0busers.write\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tollkeeper/admin/v1/user_service.proto\x12\x13tollkeeper.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/admin/v1/changes.proto\x1a!tollkeeper/common/v1/access.proto\x1a!tollkeeper/common/v1/limits.proto\"\x9f\x03\n\x04User\x12`\n\x04name\x18\x01 \x01(\tBR\xbaHOrM2K^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?/[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?$\x12\x17\n\x05\x65mail\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xfe\x01\x12=\n\x04tier\x18\x03 \x01(\tB/\xbaH,r*2(^([a-z0-9]([a-z0-9_-]{0,14}[a-z0-9])?)?$\x12\x11\n\tsuspended\x18\x04 \x01(\x08\x12\n\n\x02id\x18\x14 \x01(\t\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x15\n\x04\x65tag\x18\x16 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\ncreated_at\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x0bpropagation\x18\x32 \x01(\x0b\x32 .tollkeeper.admin.v1.Propagation\"\xf7\x01\n\x11\x43reateUserRequest\x12/\n\x04user\x18\x01 \x01(\x0b\x32\x19.tollkeeper.admin.v1.UserB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x35\n\x06limits\x18\x04 \x03(\x0b\x32\x1b.tollkeeper.common.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10 \x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"*\n\x0eGetUserRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"n\n\x10ListUsersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x1d\n\x0corganization\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\"V\n\x11ListUsersResponse\x12(\n\x05users\x18\x01 \x03(\x0b\x32\x19.tollkeeper.admin.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf1\x01\n\x11UpdateUserRequest\x12/\n\x04user\x18\x01 \x01(\x0b\x32\x19.tollkeeper.admin.v1.UserB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"\xcf\x01\n\x11\x44\x65leteUserRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x45\n\x14wait_for_propagation\x18\x32 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\x32\x96\x04\n\x0bUserService\x12\x64\n\nCreateUser\x12&.tollkeeper.admin.v1.CreateUserRequest\x1a\x19.tollkeeper.admin.v1.User\"\x13\xca\xf3\x18\x0f\n\x0busers.write\x10\x03\x12]\n\x07GetUser\x12#.tollkeeper.admin.v1.GetUserRequest\x1a\x19.tollkeeper.admin.v1.User\"\x12\xca\xf3\x18\x0e\n\nusers.read\x10\x02\x12n\n\tListUsers\x12%.tollkeeper.admin.v1.ListUsersRequest\x1a&.tollkeeper.admin.v1.ListUsersResponse\"\x12\xca\xf3\x18\x0e\n\nusers.read\x10\x02\x12\x64\n\nUpdateUser\x12&.tollkeeper.admin.v1.UpdateUserRequest\x1a\x19.tollkeeper.admin.v1.User\"\x13\xca\xf3\x18\x0f\n\x0busers.write\x10\x03\x12l\n\nDeleteUser\x12&.tollkeeper.admin.v1.DeleteUserRequest\x1a!.tollkeeper.admin.v1.DeleteResult\"\x13\xca\xf3\x18\x0f\n\x0busers.write\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,6 +52,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEUSERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
   _globals['_CREATEUSERREQUEST'].fields_by_name['limits']._loaded_options = None
   _globals['_CREATEUSERREQUEST'].fields_by_name['limits']._serialized_options = b'\272H\005\222\001\002\020 '
+  _globals['_CREATEUSERREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_CREATEUSERREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_GETUSERREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETUSERREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_LISTUSERSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -63,12 +66,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEUSERREQUEST'].fields_by_name['user']._serialized_options = b'\272H\003\310\001\001'
   _globals['_UPDATEUSERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_UPDATEUSERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_UPDATEUSERREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_UPDATEUSERREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_DELETEUSERREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEUSERREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_DELETEUSERREQUEST'].fields_by_name['etag']._loaded_options = None
   _globals['_DELETEUSERREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
   _globals['_DELETEUSERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETEUSERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_DELETEUSERREQUEST'].fields_by_name['wait_for_propagation']._loaded_options = None
+  _globals['_DELETEUSERREQUEST'].fields_by_name['wait_for_propagation']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_USERSERVICE'].methods_by_name['CreateUser']._loaded_options = None
   _globals['_USERSERVICE'].methods_by_name['CreateUser']._serialized_options = b'\312\363\030\017\n\013users.write\020\003'
   _globals['_USERSERVICE'].methods_by_name['GetUser']._loaded_options = None
@@ -79,20 +86,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USERSERVICE'].methods_by_name['UpdateUser']._serialized_options = b'\312\363\030\017\n\013users.write\020\003'
   _globals['_USERSERVICE'].methods_by_name['DeleteUser']._loaded_options = None
   _globals['_USERSERVICE'].methods_by_name['DeleteUser']._serialized_options = b'\312\363\030\017\n\013users.write\020\003'
-  _globals['_USER']._serialized_start=265
-  _globals['_USER']._serialized_end=625
-  _globals['_CREATEUSERREQUEST']._serialized_start=628
-  _globals['_CREATEUSERREQUEST']._serialized_end=804
-  _globals['_GETUSERREQUEST']._serialized_start=806
-  _globals['_GETUSERREQUEST']._serialized_end=848
-  _globals['_LISTUSERSREQUEST']._serialized_start=850
-  _globals['_LISTUSERSREQUEST']._serialized_end=960
-  _globals['_LISTUSERSRESPONSE']._serialized_start=962
-  _globals['_LISTUSERSRESPONSE']._serialized_end=1048
-  _globals['_UPDATEUSERREQUEST']._serialized_start=1051
-  _globals['_UPDATEUSERREQUEST']._serialized_end=1221
-  _globals['_DELETEUSERREQUEST']._serialized_start=1224
-  _globals['_DELETEUSERREQUEST']._serialized_end=1360
-  _globals['_USERSERVICE']._serialized_start=1363
-  _globals['_USERSERVICE']._serialized_end=1897
+  _globals['_USER']._serialized_start=297
+  _globals['_USER']._serialized_end=712
+  _globals['_CREATEUSERREQUEST']._serialized_start=715
+  _globals['_CREATEUSERREQUEST']._serialized_end=962
+  _globals['_GETUSERREQUEST']._serialized_start=964
+  _globals['_GETUSERREQUEST']._serialized_end=1006
+  _globals['_LISTUSERSREQUEST']._serialized_start=1008
+  _globals['_LISTUSERSREQUEST']._serialized_end=1118
+  _globals['_LISTUSERSRESPONSE']._serialized_start=1120
+  _globals['_LISTUSERSRESPONSE']._serialized_end=1206
+  _globals['_UPDATEUSERREQUEST']._serialized_start=1209
+  _globals['_UPDATEUSERREQUEST']._serialized_end=1450
+  _globals['_DELETEUSERREQUEST']._serialized_start=1453
+  _globals['_DELETEUSERREQUEST']._serialized_end=1660
+  _globals['_USERSERVICE']._serialized_start=1663
+  _globals['_USERSERVICE']._serialized_end=2197
 # @@protoc_insertion_point(module_scope)

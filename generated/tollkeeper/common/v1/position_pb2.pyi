@@ -27,12 +27,12 @@ class Position(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     config_epoch: _builtins.str
     """The database that the configuration lives in. It changes when a database is created or restored; revisions of
-    different epochs cannot be compared.
+    different epochs cannot be compared. A later epoch of the same database is greater, as text.
     """
     revision: _builtins.int
     """The number of the last change in this content; gap-free and in commit order. 0 before the first change."""
     digest: _builtins.bytes
-    """Sum modulo 2^256, as 32 bytes big-endian, of SHA-256 over every resource in scope, of:
+    """Sum modulo 2^256, as 32 bytes big-endian, of SHA-256 over every resource in the node's scope, of:
     kind (uint32 big-endian), length of id in bytes (uint32 big-endian), id (UTF-8), revision (uint64 big-endian), payload.
     The sum does not depend on order; an empty configuration is 32 zero bytes. Secrets are not part of it.
     """

@@ -30,7 +30,7 @@ from tollkeeper.common.v1 import position_pb2 as tollkeeper_dot_common_dot_v1_do
 from tollkeeper.config.v1 import resources_pb2 as tollkeeper_dot_config_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tollkeeper/config/v1/config_service.proto\x12\x14tollkeeper.config.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/common/v1/access.proto\x1a!tollkeeper/common/v1/errors.proto\x1a!tollkeeper/common/v1/limits.proto\x1a#tollkeeper/common/v1/position.proto\x1a$tollkeeper/config/v1/resources.proto\"\xd8\x02\n\x13StreamConfigRequest\x12,\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.tollkeeper.config.v1.HelloH\x00\x12(\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x19.tollkeeper.config.v1.AckH\x00\x12*\n\x04nack\x18\x03 \x01(\x0b\x32\x1a.tollkeeper.config.v1.NackH\x00\x12=\n\x0erevocation_ack\x18\x04 \x01(\x0b\x32#.tollkeeper.config.v1.RevocationAckH\x00\x12\x34\n\theartbeat\x18\x05 \x01(\x0b\x32\x1f.tollkeeper.config.v1.HeartbeatH\x00\x12=\n\x0e\x63ounter_report\x18\x06 \x01(\x0b\x32#.tollkeeper.config.v1.CounterReportH\x00\x42\t\n\x07message\"\xb5\x03\n\x14StreamConfigResponse\x12\x30\n\x07welcome\x18\x01 \x01(\x0b\x32\x1d.tollkeeper.config.v1.WelcomeH\x00\x12=\n\x0etransfer_begin\x18\x02 \x01(\x0b\x32#.tollkeeper.config.v1.TransferBeginH\x00\x12=\n\x0etransfer_chunk\x18\x03 \x01(\x0b\x32#.tollkeeper.config.v1.TransferChunkH\x00\x12\x39\n\x0ctransfer_end\x18\x04 \x01(\x0b\x32!.tollkeeper.config.v1.TransferEndH\x00\x12\x36\n\nrevocation\x18\x05 \x01(\x0b\x32 .tollkeeper.config.v1.RevocationH\x00\x12\x34\n\theartbeat\x18\x06 \x01(\x0b\x32\x1f.tollkeeper.config.v1.HeartbeatH\x00\x12\x39\n\x0c\x63ounter_task\x18\x07 \x01(\x0b\x32!.tollkeeper.config.v1.CounterTaskH\x00\x42\t\n\x07message\"\x85\x01\n\x05Hello\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\x05\x12/\n\x07\x61pplied\x18\x04 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12\x0f\n\x07\x62oot_id\x18\x05 \x01(\t\"\x84\x01\n\x07Welcome\x12\x18\n\x10\x63ontrol_plane_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x1d\n\x15heartbeat_interval_ms\x18\x03 \x01(\x05\x12/\n\x07\x63urrent\x18\x04 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\"\xf9\x01\n\rTransferBegin\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x03\x12\x34\n\x06intent\x18\x02 \x01(\x0e\x32$.tollkeeper.config.v1.TransferIntent\x12\x34\n\x06reason\x18\x03 \x01(\x0e\x32$.tollkeeper.config.v1.TransferReason\x12,\n\x04\x66rom\x18\x04 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12*\n\x02to\x18\x05 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12\r\n\x05\x66orce\x18\x06 \x01(\x08\"\xc0\x01\n\rTransferChunk\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x03\x12\x31\n\tresources\x18\x02 \x03(\x0b\x32\x1e.tollkeeper.config.v1.Resource\x12\x32\n\x07removed\x18\x03 \x03(\x0b\x32!.tollkeeper.config.v1.ResourceRef\x12\x33\n\x07secrets\x18\x04 \x03(\x0b\x32\".tollkeeper.config.v1.SecretBundle\"K\n\x0cSecretBundle\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x13\n\x06secret\x18\x03 \x01(\x0c\x42\x03\x80\x01\x01\"7\n\x0bTransferEnd\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x03\x12\x13\n\x0b\x63hunk_count\x18\x02 \x01(\x05\"\x83\x01\n\x03\x41\x63k\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x03\x12/\n\x07\x61pplied\x18\x02 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12\x36\n\x0bquarantined\x18\x03 \x03(\x0b\x32!.tollkeeper.config.v1.Quarantined\"R\n\x0bQuarantined\x12\x33\n\x08resource\x18\x01 \x01(\x0b\x32!.tollkeeper.config.v1.ResourceRef\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\x90\x01\n\x04Nack\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x03\x12/\n\x07\x61pplied\x18\x02 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12\x30\n\x06reason\x18\x03 \x01(\x0e\x32 .tollkeeper.config.v1.NackReason\x12\x10\n\x08problems\x18\x04 \x03(\t\"\xc9\x01\n\nRevocation\x12\x15\n\rrevocation_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x14\n\x0c\x63onfig_epoch\x18\x03 \x01(\t\x12\x32\n\x07subject\x18\x04 \x01(\x0b\x32!.tollkeeper.config.v1.ResourceRef\x12\x19\n\x11terminate_streams\x18\x05 \x01(\x08\x12-\n\tissued_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"&\n\rRevocationAck\x12\x15\n\rrevocation_id\x18\x01 \x01(\t\"\x81\x02\n\tHeartbeat\x12\x30\n\x08position\x18\x01 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12\x34\n\tnot_ready\x18\x02 \x01(\x0e\x32!.tollkeeper.common.v1.ErrorReason\x12\x1a\n\x12unreported_records\x18\x03 \x01(\x03\x12\x1a\n\x12limits_unavailable\x18\x04 \x01(\x08\x12\x1a\n\x12maintains_counters\x18\x05 \x01(\x08\x12\x38\n\x14oldest_unreported_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"S\n\x0b\x43ounterTask\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x33\n\x04kind\x18\x02 \x01(\x0e\x32%.tollkeeper.config.v1.CounterTaskKind\"\x94\x01\n\rCounterReport\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12\x10\n\x08\x63ompared\x18\x03 \x01(\x03\x12\x11\n\tdiffering\x18\x04 \x01(\x03\x12<\n\x0b\x64ifferences\x18\x05 \x03(\x0b\x32\'.tollkeeper.common.v1.CounterDifference*\x80\x01\n\x0eTransferIntent\x12\x1f\n\x1bTRANSFER_INTENT_UNSPECIFIED\x10\x00\x12\x18\n\x14TRANSFER_INTENT_NONE\x10\x01\x12\x19\n\x15TRANSFER_INTENT_DELTA\x10\x02\x12\x18\n\x14TRANSFER_INTENT_FULL\x10\x03*\xa4\x01\n\x0eTransferReason\x12\x1f\n\x1bTRANSFER_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15TRANSFER_REASON_FIRST\x10\x01\x12\x1b\n\x17TRANSFER_REASON_CHANGED\x10\x02\x12\x1c\n\x18TRANSFER_REASON_MISMATCH\x10\x03\x12\x1b\n\x17TRANSFER_REASON_CURRENT\x10\x04*\x8b\x01\n\nNackReason\x12\x1b\n\x17NACK_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12NACK_REASON_DIGEST\x10\x01\x12\x18\n\x14NACK_REASON_POSITION\x10\x02\x12\x17\n\x13NACK_REASON_INVALID\x10\x03\x12\x15\n\x11NACK_REASON_GUARD\x10\x04*\x93\x01\n\x0f\x43ounterTaskKind\x12!\n\x1d\x43OUNTER_TASK_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43OUNTER_TASK_KIND_VERIFY\x10\x01\x12\x1c\n\x18\x43OUNTER_TASK_KIND_REPAIR\x10\x02\x12!\n\x1d\x43OUNTER_TASK_KIND_RESET_CLOCK\x10\x03\x32\x8f\x01\n\rConfigService\x12~\n\x0cStreamConfig\x12).tollkeeper.config.v1.StreamConfigRequest\x1a*.tollkeeper.config.v1.StreamConfigResponse\"\x13\xca\xf3\x18\x0f\n\x0bnode.stream\x10\x01(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tollkeeper/config/v1/config_service.proto\x12\x14tollkeeper.config.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tollkeeper/common/v1/access.proto\x1a!tollkeeper/common/v1/errors.proto\x1a!tollkeeper/common/v1/limits.proto\x1a#tollkeeper/common/v1/position.proto\x1a$tollkeeper/config/v1/resources.proto\"\xd8\x02\n\x13StreamConfigRequest\x12,\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.tollkeeper.config.v1.HelloH\x00\x12(\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x19.tollkeeper.config.v1.AckH\x00\x12*\n\x04nack\x18\x03 \x01(\x0b\x32\x1a.tollkeeper.config.v1.NackH\x00\x12=\n\x0erevocation_ack\x18\x04 \x01(\x0b\x32#.tollkeeper.config.v1.RevocationAckH\x00\x12\x34\n\theartbeat\x18\x05 \x01(\x0b\x32\x1f.tollkeeper.config.v1.HeartbeatH\x00\x12=\n\x0e\x63ounter_report\x18\x06 \x01(\x0b\x32#.tollkeeper.config.v1.CounterReportH\x00\x42\t\n\x07message\"\xe7\x03\n\x14StreamConfigResponse\x12\x30\n\x07welcome\x18\x01 \x01(\x0b\x32\x1d.tollkeeper.config.v1.WelcomeH\x00\x12=\n\x0etransfer_begin\x18\x02 \x01(\x0b\x32#.tollkeeper.config.v1.TransferBeginH\x00\x12=\n\x0etransfer_chunk\x18\x03 \x01(\x0b\x32#.tollkeeper.config.v1.TransferChunkH\x00\x12\x39\n\x0ctransfer_end\x18\x04 \x01(\x0b\x32!.tollkeeper.config.v1.TransferEndH\x00\x12\x36\n\nrevocation\x18\x05 \x01(\x0b\x32 .tollkeeper.config.v1.RevocationH\x00\x12\x34\n\theartbeat\x18\x06 \x01(\x0b\x32\x1f.tollkeeper.config.v1.HeartbeatH\x00\x12\x39\n\x0c\x63ounter_task\x18\x07 \x01(\x0b\x32!.tollkeeper.config.v1.CounterTaskH\x00\x12\x30\n\x07goodbye\x18\x08 \x01(\x0b\x32\x1d.tollkeeper.config.v1.GoodbyeH\x00\x42\t\n\x07message\"\xd2\x01\n\x05Hello\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\x05\x12/\n\x07\x61pplied\x18\x04 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12\x0f\n\x07\x62oot_id\x18\x05 \x01(\t\x12\x36\n\x0c\x63\x61pabilities\x18\x06 \x03(\x0e\x32 .tollkeeper.config.v1.Capability\x12\x13\n\x0bsealing_key\x18\x07 \x01(\x0c\"\xb8\x01\n\x07Welcome\x12\x18\n\x10\x63ontrol_plane_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x1d\n\x15heartbeat_interval_ms\x18\x03 \x01(\x05\x12/\n\x07\x63urrent\x18\x04 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12\x18\n\x10protocol_version\x18\x05 \x01(\x05\x12\x18\n\x10organization_ids\x18\x06 \x03(\t\"\xa8\x02\n\rTransferBegin\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x03\x12\x34\n\x06intent\x18\x02 \x01(\x0e\x32$.tollkeeper.config.v1.TransferIntent\x12\x34\n\x06reason\x18\x03 \x01(\x0e\x32$.tollkeeper.config.v1.TransferReason\x12,\n\x04\x66rom\x18\x04 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12*\n\x02to\x18\x05 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12\r\n\x05\x66orce\x18\x06 \x01(\x08\x12\x16\n\x0eresource_count\x18\x07 \x01(\x03\x12\x15\n\rpayload_bytes\x18\x08 \x01(\x03\"\xc0\x01\n\rTransferChunk\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x03\x12\x31\n\tresources\x18\x02 \x03(\x0b\x32\x1e.tollkeeper.config.v1.Resource\x12\x32\n\x07removed\x18\x03 \x03(\x0b\x32!.tollkeeper.config.v1.ResourceRef\x12\x33\n\x07secrets\x18\x04 \x03(\x0b\x32\".tollkeeper.config.v1.SecretBundle\"`\n\x0cSecretBundle\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x13\n\x06secret\x18\x03 \x01(\x0c\x42\x03\x80\x01\x01\x12\x13\n\x06sealed\x18\x04 \x01(\x0c\x42\x03\x80\x01\x01\"7\n\x0bTransferEnd\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x03\x12\x13\n\x0b\x63hunk_count\x18\x02 \x01(\x05\"\x95\x01\n\x03\x41\x63k\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x03\x12/\n\x07\x61pplied\x18\x02 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12\x36\n\x0bquarantined\x18\x03 \x03(\x0b\x32!.tollkeeper.config.v1.Quarantined\x12\x10\n\x08\x61pply_ms\x18\x04 \x01(\x03\"R\n\x0bQuarantined\x12\x33\n\x08resource\x18\x01 \x01(\x0b\x32!.tollkeeper.config.v1.ResourceRef\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\x90\x01\n\x04Nack\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x03\x12/\n\x07\x61pplied\x18\x02 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12\x30\n\x06reason\x18\x03 \x01(\x0e\x32 .tollkeeper.config.v1.NackReason\x12\x10\n\x08problems\x18\x04 \x03(\t\"\xe2\x01\n\nRevocation\x12\x15\n\rrevocation_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x14\n\x0c\x63onfig_epoch\x18\x03 \x01(\t\x12\x32\n\x07subject\x18\x04 \x01(\x0b\x32!.tollkeeper.config.v1.ResourceRef\x12\x19\n\x11terminate_streams\x18\x05 \x01(\x08\x12-\n\tissued_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0forganization_id\x18\x07 \x01(\t\"7\n\rRevocationAck\x12\x15\n\rrevocation_id\x18\x01 \x01(\t\x12\x0f\n\x07is_kept\x18\x02 \x01(\x08\"R\n\x07Goodbye\x12\x33\n\x06reason\x18\x01 \x01(\x0e\x32#.tollkeeper.config.v1.GoodbyeReason\x12\x12\n\nends_in_ms\x18\x02 \x01(\x05\"\x81\x02\n\tHeartbeat\x12\x30\n\x08position\x18\x01 \x01(\x0b\x32\x1e.tollkeeper.common.v1.Position\x12\x34\n\tnot_ready\x18\x02 \x01(\x0e\x32!.tollkeeper.common.v1.ErrorReason\x12\x1a\n\x12unreported_records\x18\x03 \x01(\x03\x12\x1a\n\x12limits_unavailable\x18\x04 \x01(\x08\x12\x1a\n\x12maintains_counters\x18\x05 \x01(\x08\x12\x38\n\x14oldest_unreported_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"S\n\x0b\x43ounterTask\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x33\n\x04kind\x18\x02 \x01(\x0e\x32%.tollkeeper.config.v1.CounterTaskKind\"\x94\x01\n\rCounterReport\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12\x10\n\x08\x63ompared\x18\x03 \x01(\x03\x12\x11\n\tdiffering\x18\x04 \x01(\x03\x12<\n\x0b\x64ifferences\x18\x05 \x03(\x0b\x32\'.tollkeeper.common.v1.CounterDifference*u\n\nCapability\x12\x1a\n\x16\x43\x41PABILITY_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41PABILITY_DELTA\x10\x01\x12\x1d\n\x19\x43\x41PABILITY_SEALED_SECRETS\x10\x02\x12\x16\n\x12\x43\x41PABILITY_GOODBYE\x10\x03*\x80\x01\n\x0eTransferIntent\x12\x1f\n\x1bTRANSFER_INTENT_UNSPECIFIED\x10\x00\x12\x18\n\x14TRANSFER_INTENT_NONE\x10\x01\x12\x19\n\x15TRANSFER_INTENT_DELTA\x10\x02\x12\x18\n\x14TRANSFER_INTENT_FULL\x10\x03*\xfc\x01\n\x0eTransferReason\x12\x1f\n\x1bTRANSFER_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15TRANSFER_REASON_FIRST\x10\x01\x12\x1b\n\x17TRANSFER_REASON_CHANGED\x10\x02\x12\x1c\n\x18TRANSFER_REASON_MISMATCH\x10\x03\x12\x1b\n\x17TRANSFER_REASON_CURRENT\x10\x04\x12\x19\n\x15TRANSFER_REASON_EPOCH\x10\x05\x12\x1d\n\x19TRANSFER_REASON_COMPACTED\x10\x06\x12\x1c\n\x18TRANSFER_REASON_UNSUITED\x10\x07*\x8b\x01\n\nNackReason\x12\x1b\n\x17NACK_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12NACK_REASON_DIGEST\x10\x01\x12\x18\n\x14NACK_REASON_POSITION\x10\x02\x12\x17\n\x13NACK_REASON_INVALID\x10\x03\x12\x15\n\x11NACK_REASON_GUARD\x10\x04*d\n\rGoodbyeReason\x12\x1e\n\x1aGOODBYE_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12GOODBYE_REASON_AGE\x10\x01\x12\x1b\n\x17GOODBYE_REASON_STOPPING\x10\x02*\x93\x01\n\x0f\x43ounterTaskKind\x12!\n\x1d\x43OUNTER_TASK_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43OUNTER_TASK_KIND_VERIFY\x10\x01\x12\x1c\n\x18\x43OUNTER_TASK_KIND_REPAIR\x10\x02\x12!\n\x1d\x43OUNTER_TASK_KIND_RESET_CLOCK\x10\x03\x32\x8f\x01\n\rConfigService\x12~\n\x0cStreamConfig\x12).tollkeeper.config.v1.StreamConfigRequest\x1a*.tollkeeper.config.v1.StreamConfigResponse\"\x13\xca\xf3\x18\x0f\n\x0bnode.stream\x10\x01(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,48 +39,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SECRETBUNDLE'].fields_by_name['secret']._loaded_options = None
   _globals['_SECRETBUNDLE'].fields_by_name['secret']._serialized_options = b'\200\001\001'
+  _globals['_SECRETBUNDLE'].fields_by_name['sealed']._loaded_options = None
+  _globals['_SECRETBUNDLE'].fields_by_name['sealed']._serialized_options = b'\200\001\001'
   _globals['_CONFIGSERVICE'].methods_by_name['StreamConfig']._loaded_options = None
   _globals['_CONFIGSERVICE'].methods_by_name['StreamConfig']._serialized_options = b'\312\363\030\017\n\013node.stream\020\001'
-  _globals['_TRANSFERINTENT']._serialized_start=3025
-  _globals['_TRANSFERINTENT']._serialized_end=3153
-  _globals['_TRANSFERREASON']._serialized_start=3156
-  _globals['_TRANSFERREASON']._serialized_end=3320
-  _globals['_NACKREASON']._serialized_start=3323
-  _globals['_NACKREASON']._serialized_end=3462
-  _globals['_COUNTERTASKKIND']._serialized_start=3465
-  _globals['_COUNTERTASKKIND']._serialized_end=3612
+  _globals['_CAPABILITY']._serialized_start=3415
+  _globals['_CAPABILITY']._serialized_end=3532
+  _globals['_TRANSFERINTENT']._serialized_start=3535
+  _globals['_TRANSFERINTENT']._serialized_end=3663
+  _globals['_TRANSFERREASON']._serialized_start=3666
+  _globals['_TRANSFERREASON']._serialized_end=3918
+  _globals['_NACKREASON']._serialized_start=3921
+  _globals['_NACKREASON']._serialized_end=4060
+  _globals['_GOODBYEREASON']._serialized_start=4062
+  _globals['_GOODBYEREASON']._serialized_end=4162
+  _globals['_COUNTERTASKKIND']._serialized_start=4165
+  _globals['_COUNTERTASKKIND']._serialized_end=4312
   _globals['_STREAMCONFIGREQUEST']._serialized_start=281
   _globals['_STREAMCONFIGREQUEST']._serialized_end=625
   _globals['_STREAMCONFIGRESPONSE']._serialized_start=628
-  _globals['_STREAMCONFIGRESPONSE']._serialized_end=1065
-  _globals['_HELLO']._serialized_start=1068
-  _globals['_HELLO']._serialized_end=1201
-  _globals['_WELCOME']._serialized_start=1204
-  _globals['_WELCOME']._serialized_end=1336
-  _globals['_TRANSFERBEGIN']._serialized_start=1339
-  _globals['_TRANSFERBEGIN']._serialized_end=1588
-  _globals['_TRANSFERCHUNK']._serialized_start=1591
-  _globals['_TRANSFERCHUNK']._serialized_end=1783
-  _globals['_SECRETBUNDLE']._serialized_start=1785
-  _globals['_SECRETBUNDLE']._serialized_end=1860
-  _globals['_TRANSFEREND']._serialized_start=1862
-  _globals['_TRANSFEREND']._serialized_end=1917
-  _globals['_ACK']._serialized_start=1920
-  _globals['_ACK']._serialized_end=2051
-  _globals['_QUARANTINED']._serialized_start=2053
-  _globals['_QUARANTINED']._serialized_end=2135
-  _globals['_NACK']._serialized_start=2138
-  _globals['_NACK']._serialized_end=2282
-  _globals['_REVOCATION']._serialized_start=2285
-  _globals['_REVOCATION']._serialized_end=2486
-  _globals['_REVOCATIONACK']._serialized_start=2488
-  _globals['_REVOCATIONACK']._serialized_end=2526
-  _globals['_HEARTBEAT']._serialized_start=2529
-  _globals['_HEARTBEAT']._serialized_end=2786
-  _globals['_COUNTERTASK']._serialized_start=2788
-  _globals['_COUNTERTASK']._serialized_end=2871
-  _globals['_COUNTERREPORT']._serialized_start=2874
-  _globals['_COUNTERREPORT']._serialized_end=3022
-  _globals['_CONFIGSERVICE']._serialized_start=3615
-  _globals['_CONFIGSERVICE']._serialized_end=3758
+  _globals['_STREAMCONFIGRESPONSE']._serialized_end=1115
+  _globals['_HELLO']._serialized_start=1118
+  _globals['_HELLO']._serialized_end=1328
+  _globals['_WELCOME']._serialized_start=1331
+  _globals['_WELCOME']._serialized_end=1515
+  _globals['_TRANSFERBEGIN']._serialized_start=1518
+  _globals['_TRANSFERBEGIN']._serialized_end=1814
+  _globals['_TRANSFERCHUNK']._serialized_start=1817
+  _globals['_TRANSFERCHUNK']._serialized_end=2009
+  _globals['_SECRETBUNDLE']._serialized_start=2011
+  _globals['_SECRETBUNDLE']._serialized_end=2107
+  _globals['_TRANSFEREND']._serialized_start=2109
+  _globals['_TRANSFEREND']._serialized_end=2164
+  _globals['_ACK']._serialized_start=2167
+  _globals['_ACK']._serialized_end=2316
+  _globals['_QUARANTINED']._serialized_start=2318
+  _globals['_QUARANTINED']._serialized_end=2400
+  _globals['_NACK']._serialized_start=2403
+  _globals['_NACK']._serialized_end=2547
+  _globals['_REVOCATION']._serialized_start=2550
+  _globals['_REVOCATION']._serialized_end=2776
+  _globals['_REVOCATIONACK']._serialized_start=2778
+  _globals['_REVOCATIONACK']._serialized_end=2833
+  _globals['_GOODBYE']._serialized_start=2835
+  _globals['_GOODBYE']._serialized_end=2917
+  _globals['_HEARTBEAT']._serialized_start=2920
+  _globals['_HEARTBEAT']._serialized_end=3177
+  _globals['_COUNTERTASK']._serialized_start=3179
+  _globals['_COUNTERTASK']._serialized_end=3262
+  _globals['_COUNTERREPORT']._serialized_start=3265
+  _globals['_COUNTERREPORT']._serialized_end=3413
+  _globals['_CONFIGSERVICE']._serialized_start=4315
+  _globals['_CONFIGSERVICE']._serialized_end=4458
 # @@protoc_insertion_point(module_scope)

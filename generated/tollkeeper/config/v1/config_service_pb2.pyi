@@ -13,8 +13,13 @@ One bidirectional stream per data-plane process, opened by the data plane with i
   control plane → Revocation      at any time, also inside a transfer; never debounced
   data plane → RevocationAck
   both → Heartbeat
+  control plane → Goodbye         open another stream now; this one ends soon
 
-Nothing of a transfer counts before its TransferEnd. A watcher that is slow skips revisions; it never queues them.
+Nothing of a transfer counts before its TransferEnd. A watcher that is slow skips revisions; it never queues them. A node
+is sent one transfer at a time: the next begins when it has answered.
+
+Peers of different versions: `protocol_version` and `capabilities` say what a side understands. A side uses nothing that
+the other has not named, and skips messages and fields that it does not know.
 """
 
 from collections import abc as _abc
@@ -37,6 +42,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Capability:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CapabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Capability.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CAPABILITY_UNSPECIFIED: _Capability.ValueType  # 0
+    """Never sent."""
+    CAPABILITY_DELTA: _Capability.ValueType  # 1
+    """Transfers of changes only."""
+    CAPABILITY_SEALED_SECRETS: _Capability.ValueType  # 2
+    """Secrets that are sealed to the stream's key."""
+    CAPABILITY_GOODBYE: _Capability.ValueType  # 3
+    """The message Goodbye."""
+
+class Capability(_Capability, metaclass=_CapabilityEnumTypeWrapper):
+    """Capability names something that not every version of a peer understands."""
+
+CAPABILITY_UNSPECIFIED: Capability.ValueType  # 0
+"""Never sent."""
+CAPABILITY_DELTA: Capability.ValueType  # 1
+"""Transfers of changes only."""
+CAPABILITY_SEALED_SECRETS: Capability.ValueType  # 2
+"""Secrets that are sealed to the stream's key."""
+CAPABILITY_GOODBYE: Capability.ValueType  # 3
+"""The message Goodbye."""
+Global___Capability: _TypeAlias = Capability  # noqa: Y015
 
 class _TransferIntent:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -79,9 +112,15 @@ class _TransferReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Transf
     TRANSFER_REASON_CHANGED: _TransferReason.ValueType  # 2
     """The configuration changed."""
     TRANSFER_REASON_MISMATCH: _TransferReason.ValueType  # 3
-    """The node's position is of another epoch, too old, or has another digest."""
+    """The node's content has another digest than its revision has here, or it refused a DELTA for its position."""
     TRANSFER_REASON_CURRENT: _TransferReason.ValueType  # 4
     """The node is up to date."""
+    TRANSFER_REASON_EPOCH: _TransferReason.ValueType  # 5
+    """The node's position is of another epoch: of another database, or of one that was restored since."""
+    TRANSFER_REASON_COMPACTED: _TransferReason.ValueType  # 6
+    """The node's position is so old that what was deleted since is forgotten."""
+    TRANSFER_REASON_UNSUITED: _TransferReason.ValueType  # 7
+    """The node does not understand changes only, or its scope is another one than before."""
 
 class TransferReason(_TransferReason, metaclass=_TransferReasonEnumTypeWrapper):
     """TransferReason says why this intent was chosen."""
@@ -93,9 +132,15 @@ TRANSFER_REASON_FIRST: TransferReason.ValueType  # 1
 TRANSFER_REASON_CHANGED: TransferReason.ValueType  # 2
 """The configuration changed."""
 TRANSFER_REASON_MISMATCH: TransferReason.ValueType  # 3
-"""The node's position is of another epoch, too old, or has another digest."""
+"""The node's content has another digest than its revision has here, or it refused a DELTA for its position."""
 TRANSFER_REASON_CURRENT: TransferReason.ValueType  # 4
 """The node is up to date."""
+TRANSFER_REASON_EPOCH: TransferReason.ValueType  # 5
+"""The node's position is of another epoch: of another database, or of one that was restored since."""
+TRANSFER_REASON_COMPACTED: TransferReason.ValueType  # 6
+"""The node's position is so old that what was deleted since is forgotten."""
+TRANSFER_REASON_UNSUITED: TransferReason.ValueType  # 7
+"""The node does not understand changes only, or its scope is another one than before."""
 Global___TransferReason: _TypeAlias = TransferReason  # noqa: Y015
 
 class _NackReason:
@@ -109,7 +154,7 @@ class _NackReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NackReason
     NACK_REASON_DIGEST: _NackReason.ValueType  # 1
     """The content does not have the digest that was announced."""
     NACK_REASON_POSITION: _NackReason.ValueType  # 2
-    """A DELTA for another position, or chunks are missing: a FULL is wanted."""
+    """A DELTA for another position, or chunks are missing or unreadable: a FULL is wanted."""
     NACK_REASON_INVALID: _NackReason.ValueType  # 3
     """A structural resource cannot be read, or a reference resolves to nothing."""
     NACK_REASON_GUARD: _NackReason.ValueType  # 4
@@ -123,12 +168,36 @@ NACK_REASON_UNSPECIFIED: NackReason.ValueType  # 0
 NACK_REASON_DIGEST: NackReason.ValueType  # 1
 """The content does not have the digest that was announced."""
 NACK_REASON_POSITION: NackReason.ValueType  # 2
-"""A DELTA for another position, or chunks are missing: a FULL is wanted."""
+"""A DELTA for another position, or chunks are missing or unreadable: a FULL is wanted."""
 NACK_REASON_INVALID: NackReason.ValueType  # 3
 """A structural resource cannot be read, or a reference resolves to nothing."""
 NACK_REASON_GUARD: NackReason.ValueType  # 4
 """Larger than this node takes, or it removes too much without `force`."""
 Global___NackReason: _TypeAlias = NackReason  # noqa: Y015
+
+class _GoodbyeReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GoodbyeReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GoodbyeReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GOODBYE_REASON_UNSPECIFIED: _GoodbyeReason.ValueType  # 0
+    """Never sent."""
+    GOODBYE_REASON_AGE: _GoodbyeReason.ValueType  # 1
+    """Streams end after a while, so that nodes spread over new control planes and certificates are looked at again."""
+    GOODBYE_REASON_STOPPING: _GoodbyeReason.ValueType  # 2
+    """This control plane stops."""
+
+class GoodbyeReason(_GoodbyeReason, metaclass=_GoodbyeReasonEnumTypeWrapper):
+    """GoodbyeReason says why a stream ends."""
+
+GOODBYE_REASON_UNSPECIFIED: GoodbyeReason.ValueType  # 0
+"""Never sent."""
+GOODBYE_REASON_AGE: GoodbyeReason.ValueType  # 1
+"""Streams end after a while, so that nodes spread over new control planes and certificates are looked at again."""
+GOODBYE_REASON_STOPPING: GoodbyeReason.ValueType  # 2
+"""This control plane stops."""
+Global___GoodbyeReason: _TypeAlias = GoodbyeReason  # noqa: Y015
 
 class _CounterTaskKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -227,6 +296,7 @@ class StreamConfigResponse(_message.Message):
     REVOCATION_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     COUNTER_TASK_FIELD_NUMBER: _builtins.int
+    GOODBYE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """First, once."""
@@ -255,6 +325,10 @@ class StreamConfigResponse(_message.Message):
     def counter_task(self) -> Global___CounterTask:
         """Work on the counters, for the node that maintains them."""
 
+    @_builtins.property
+    def goodbye(self) -> Global___Goodbye:
+        """This stream ends soon."""
+
     def __init__(
         self,
         *,
@@ -265,12 +339,13 @@ class StreamConfigResponse(_message.Message):
         revocation: Global___Revocation | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
         counter_task: Global___CounterTask | None = ...,
+        goodbye: Global___Goodbye | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counter_task", b"counter_task", "heartbeat", b"heartbeat", "message", b"message", "revocation", b"revocation", "transfer_begin", b"transfer_begin", "transfer_chunk", b"transfer_chunk", "transfer_end", b"transfer_end", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counter_task", b"counter_task", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "message", b"message", "revocation", b"revocation", "transfer_begin", b"transfer_begin", "transfer_chunk", b"transfer_chunk", "transfer_end", b"transfer_end", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counter_task", b"counter_task", "heartbeat", b"heartbeat", "message", b"message", "revocation", b"revocation", "transfer_begin", b"transfer_begin", "transfer_chunk", b"transfer_chunk", "transfer_end", b"transfer_end", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counter_task", b"counter_task", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "message", b"message", "revocation", b"revocation", "transfer_begin", b"transfer_begin", "transfer_chunk", b"transfer_chunk", "transfer_end", b"transfer_end", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "transfer_begin", "transfer_chunk", "transfer_end", "revocation", "heartbeat", "counter_task"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "transfer_begin", "transfer_chunk", "transfer_end", "revocation", "heartbeat", "counter_task", "goodbye"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -287,17 +362,25 @@ class Hello(_message.Message):
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     APPLIED_FIELD_NUMBER: _builtins.int
     BOOT_ID_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    SEALING_KEY_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Chosen by the operator or made once and kept in the data directory; unique among live nodes."""
     version: _builtins.str
     """The software's version, `0.1.0`."""
     protocol_version: _builtins.int
-    """The newest shape of this contract that the node understands; 1 now."""
+    """The newest shape of this contract that the node understands: 2 now. 1 knew FULL and NONE transfers and secrets in clear."""
     boot_id: _builtins.str
     """Unique to this run of the process, so that a restart is seen."""
+    sealing_key: _builtins.bytes
+    """A public key of X25519, 32 bytes, made for this stream: secrets are sealed to it. Empty without `SEALED_SECRETS`."""
     @_builtins.property
     def applied(self) -> _position_pb2.Position:
         """What it has applied; empty when it has nothing."""
+
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[Global___Capability.ValueType]:
+        """What the node understands beyond FULL and NONE transfers. Unknown values are skipped."""
 
     def __init__(
         self,
@@ -307,10 +390,12 @@ class Hello(_message.Message):
         protocol_version: _builtins.int = ...,
         applied: _position_pb2.Position | None = ...,
         boot_id: _builtins.str = ...,
+        capabilities: _abc.Iterable[Global___Capability.ValueType] | None = ...,
+        sealing_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "boot_id", b"boot_id", "node_id", b"node_id", "protocol_version", b"protocol_version", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "boot_id", b"boot_id", "capabilities", b"capabilities", "node_id", b"node_id", "protocol_version", b"protocol_version", "sealing_key", b"sealing_key", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -326,15 +411,23 @@ class Welcome(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     CURRENT_FIELD_NUMBER: _builtins.int
+    PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_IDS_FIELD_NUMBER: _builtins.int
     control_plane_id: _builtins.str
     """Which control plane answers."""
     version: _builtins.str
     """Its software's version."""
     heartbeat_interval_ms: _builtins.int
     """How often either side sends a Heartbeat, in milliseconds. A stream that is silent for three of them is dead."""
+    protocol_version: _builtins.int
+    """The shape of the contract that is spoken: the lower of both sides' newest."""
     @_builtins.property
     def current(self) -> _position_pb2.Position:
-        """The newest position; a transfer follows if the node's is another."""
+        """The newest position in the node's scope; a transfer follows in any case, of nothing where the node's is the same."""
+
+    @_builtins.property
+    def organization_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The node's scope: ids of the organizations that it serves. Empty: all of them."""
 
     def __init__(
         self,
@@ -343,10 +436,12 @@ class Welcome(_message.Message):
         version: _builtins.str = ...,
         heartbeat_interval_ms: _builtins.int = ...,
         current: _position_pb2.Position | None = ...,
+        protocol_version: _builtins.int = ...,
+        organization_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["current", b"current"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_plane_id", b"control_plane_id", "current", b"current", "heartbeat_interval_ms", b"heartbeat_interval_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_plane_id", b"control_plane_id", "current", b"current", "heartbeat_interval_ms", b"heartbeat_interval_ms", "organization_ids", b"organization_ids", "protocol_version", b"protocol_version", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -364,6 +459,8 @@ class TransferBegin(_message.Message):
     FROM_FIELD_NUMBER: _builtins.int
     TO_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
+    RESOURCE_COUNT_FIELD_NUMBER: _builtins.int
+    PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
     transfer_id: _builtins.int
     """Unique on this stream, rising."""
     intent: Global___TransferIntent.ValueType
@@ -372,6 +469,10 @@ class TransferBegin(_message.Message):
     """Why."""
     force: _builtins.bool
     """Apply although it removes more than half of a kind with more than 100 entries: an administrator asked for that."""
+    resource_count: _builtins.int
+    """How many resources the chunks hold, so that a node refuses what it cannot take before it is sent. 0: not told."""
+    payload_bytes: _builtins.int
+    """How many bytes their payloads are. 0: not told."""
     @_builtins.property
     def to(self) -> _position_pb2.Position:
         """The position after it. The digest is checked before anything is applied."""
@@ -384,10 +485,12 @@ class TransferBegin(_message.Message):
         reason: Global___TransferReason.ValueType = ...,
         to: _position_pb2.Position | None = ...,
         force: _builtins.bool = ...,
+        resource_count: _builtins.int = ...,
+        payload_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "from", b"from", "intent", b"intent", "reason", b"reason", "to", b"to", "transfer_id", b"transfer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "from", b"from", "intent", b"intent", "payload_bytes", b"payload_bytes", "reason", b"reason", "resource_count", b"resource_count", "to", b"to", "transfer_id", b"transfer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -442,22 +545,31 @@ class SecretBundle(_message.Message):
     CREDENTIAL_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
     credential_id: _builtins.str
     """The credential resource that it belongs to."""
     version: _builtins.int
     """The version of that credential; another version is ignored."""
     secret: _builtins.bytes
-    """The secret, as it is sent to the provider. Kept in memory only, or encrypted under a key of the node."""
+    """The secret, as it is sent to the provider; only to nodes without `SEALED_SECRETS`. Kept in memory only, or encrypted
+    under a key of the node.
+    """
+    sealed: _builtins.bytes
+    """The secret, sealed to the stream's key: HPKE (RFC 9180), base mode, single-shot, DHKEM(X25519, HKDF-SHA256),
+    HKDF-SHA256, AES-256-GCM; `enc` comes before the ciphertext; no associated data. `info` is, in UTF-8,
+    `tollkeeper secret 1`, a zero byte, the credential's id, a zero byte, and its version in decimal digits.
+    """
     def __init__(
         self,
         *,
         credential_id: _builtins.str = ...,
         version: _builtins.int = ...,
         secret: _builtins.bytes = ...,
+        sealed: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_id", b"credential_id", "secret", b"secret", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_id", b"credential_id", "sealed", b"sealed", "secret", b"secret", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -498,8 +610,11 @@ class Ack(_message.Message):
     TRANSFER_ID_FIELD_NUMBER: _builtins.int
     APPLIED_FIELD_NUMBER: _builtins.int
     QUARANTINED_FIELD_NUMBER: _builtins.int
+    APPLY_MS_FIELD_NUMBER: _builtins.int
     transfer_id: _builtins.int
     """The transfer."""
+    apply_ms: _builtins.int
+    """From the last chunk to its being in force, in milliseconds."""
     @_builtins.property
     def applied(self) -> _position_pb2.Position:
         """The position now."""
@@ -514,10 +629,11 @@ class Ack(_message.Message):
         transfer_id: _builtins.int = ...,
         applied: _position_pb2.Position | None = ...,
         quarantined: _abc.Iterable[Global___Quarantined] | None = ...,
+        apply_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "quarantined", b"quarantined", "transfer_id", b"transfer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "apply_ms", b"apply_ms", "quarantined", b"quarantined", "transfer_id", b"transfer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -601,6 +717,7 @@ class Revocation(_message.Message):
     SUBJECT_FIELD_NUMBER: _builtins.int
     TERMINATE_STREAMS_FIELD_NUMBER: _builtins.int
     ISSUED_AT_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     revocation_id: _builtins.str
     """Unique; the same one may arrive twice."""
     revision: _builtins.int
@@ -609,6 +726,10 @@ class Revocation(_message.Message):
     """The epoch of that revision."""
     terminate_streams: _builtins.bool
     """End streams of this subject that are in flight, not only refuse new requests."""
+    organization_id: _builtins.str
+    """The organization that the subject belongs to, or is; empty for a device that never had a user. Marks of revocations are
+    kept where the organization's counters are.
+    """
     @_builtins.property
     def subject(self) -> _resources_pb2.ResourceRef:
         """What is revoked: an API key, a user, a device or an organization."""
@@ -626,10 +747,11 @@ class Revocation(_message.Message):
         subject: _resources_pb2.ResourceRef | None = ...,
         terminate_streams: _builtins.bool = ...,
         issued_at: _timestamp_pb2.Timestamp | None = ...,
+        organization_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["issued_at", b"issued_at", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_epoch", b"config_epoch", "issued_at", b"issued_at", "revision", b"revision", "revocation_id", b"revocation_id", "subject", b"subject", "terminate_streams", b"terminate_streams"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_epoch", b"config_epoch", "issued_at", b"issued_at", "organization_id", b"organization_id", "revision", b"revision", "revocation_id", b"revocation_id", "subject", b"subject", "terminate_streams", b"terminate_streams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -642,20 +764,54 @@ class RevocationAck(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REVOCATION_ID_FIELD_NUMBER: _builtins.int
+    IS_KEPT_FIELD_NUMBER: _builtins.int
     revocation_id: _builtins.str
     """Which."""
+    is_kept: _builtins.bool
+    """It is on the node's disk too, and in force after a restart without a control plane. Without a key for its files a node
+    keeps nothing, and serves nothing after such a restart: that is true as well.
+    """
     def __init__(
         self,
         *,
         revocation_id: _builtins.str = ...,
+        is_kept: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revocation_id", b"revocation_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_kept", b"is_kept", "revocation_id", b"revocation_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevocationAck: _TypeAlias = RevocationAck  # noqa: Y015
+
+@_typing.final
+class Goodbye(_message.Message):
+    """Goodbye asks the node for another stream, at another address if it knows one. What the node sends before it leaves is
+    heard.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    ENDS_IN_MS_FIELD_NUMBER: _builtins.int
+    reason: Global___GoodbyeReason.ValueType
+    """Why."""
+    ends_in_ms: _builtins.int
+    """The stream is ended after this time, in milliseconds."""
+    def __init__(
+        self,
+        *,
+        reason: Global___GoodbyeReason.ValueType = ...,
+        ends_in_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ends_in_ms", b"ends_in_ms", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Goodbye: _TypeAlias = Goodbye  # noqa: Y015
 
 @_typing.final
 class Heartbeat(_message.Message):

@@ -49,8 +49,10 @@ class ConfigServiceServicer:
     def StreamConfig(self, request_iterator, context):
         """StreamConfig sends the newest configuration now and after every change.
 
-        UNAUTHENTICATED without a valid node token; INVALID_ARGUMENT when the first message is not Hello; RESOURCE_EXHAUSTED
-        when more nodes connect than are allowed. The server may end the stream at any time; reconnect with back-off.
+        UNAUTHENTICATED without a valid node token or certificate; PERMISSION_DENIED for a node that is banned, and when Hello
+        names another node than the certificate; INVALID_ARGUMENT when the first message is not Hello; RESOURCE_EXHAUSTED when
+        more nodes connect than are allowed; UNAVAILABLE when this control plane is behind the node and does not catch up: ask
+        another one. The server may end the stream at any time; reconnect with back-off.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -13,8 +13,13 @@ One bidirectional stream per data-plane process, opened by the data plane with i
   control plane → Revocation      at any time, also inside a transfer; never debounced
   data plane → RevocationAck
   both → Heartbeat
+  control plane → Goodbye         open another stream now; this one ends soon
 
-Nothing of a transfer counts before its TransferEnd. A watcher that is slow skips revisions; it never queues them.
+Nothing of a transfer counts before its TransferEnd. A watcher that is slow skips revisions; it never queues them. A node
+is sent one transfer at a time: the next begins when it has answered.
+
+Peers of different versions: `protocol_version` and `capabilities` say what a side understands. A side uses nothing that
+the other has not named, and skips messages and fields that it does not know.
 """
 
 from collections import abc as _abc
@@ -50,8 +55,10 @@ class ConfigServiceStub:
     StreamConfig: _grpc.StreamStreamMultiCallable[_config_service_pb2.StreamConfigRequest, _config_service_pb2.StreamConfigResponse]
     """StreamConfig sends the newest configuration now and after every change.
 
-    UNAUTHENTICATED without a valid node token; INVALID_ARGUMENT when the first message is not Hello; RESOURCE_EXHAUSTED
-    when more nodes connect than are allowed. The server may end the stream at any time; reconnect with back-off.
+    UNAUTHENTICATED without a valid node token or certificate; PERMISSION_DENIED for a node that is banned, and when Hello
+    names another node than the certificate; INVALID_ARGUMENT when the first message is not Hello; RESOURCE_EXHAUSTED when
+    more nodes connect than are allowed; UNAVAILABLE when this control plane is behind the node and does not catch up: ask
+    another one. The server may end the stream at any time; reconnect with back-off.
     """
 
 @_typing.type_check_only
@@ -62,8 +69,10 @@ class ConfigServiceAsyncStub(ConfigServiceStub):
     StreamConfig: _aio.StreamStreamMultiCallable[_config_service_pb2.StreamConfigRequest, _config_service_pb2.StreamConfigResponse]  # type: ignore[assignment]
     """StreamConfig sends the newest configuration now and after every change.
 
-    UNAUTHENTICATED without a valid node token; INVALID_ARGUMENT when the first message is not Hello; RESOURCE_EXHAUSTED
-    when more nodes connect than are allowed. The server may end the stream at any time; reconnect with back-off.
+    UNAUTHENTICATED without a valid node token or certificate; PERMISSION_DENIED for a node that is banned, and when Hello
+    names another node than the certificate; INVALID_ARGUMENT when the first message is not Hello; RESOURCE_EXHAUSTED when
+    more nodes connect than are allowed; UNAVAILABLE when this control plane is behind the node and does not catch up: ask
+    another one. The server may end the stream at any time; reconnect with back-off.
     """
 
 class ConfigServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -77,8 +86,10 @@ class ConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_config_service_pb2.StreamConfigResponse], _abc.AsyncIterator[_config_service_pb2.StreamConfigResponse]]:
         """StreamConfig sends the newest configuration now and after every change.
 
-        UNAUTHENTICATED without a valid node token; INVALID_ARGUMENT when the first message is not Hello; RESOURCE_EXHAUSTED
-        when more nodes connect than are allowed. The server may end the stream at any time; reconnect with back-off.
+        UNAUTHENTICATED without a valid node token or certificate; PERMISSION_DENIED for a node that is banned, and when Hello
+        names another node than the certificate; INVALID_ARGUMENT when the first message is not Hello; RESOURCE_EXHAUSTED when
+        more nodes connect than are allowed; UNAVAILABLE when this control plane is behind the node and does not catch up: ask
+        another one. The server may end the stream at any time; reconnect with back-off.
         """
 
 def add_ConfigServiceServicer_to_server(servicer: ConfigServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
