@@ -23,6 +23,7 @@ READABLE: Final = frozenset(
         "api_keys",
         "audit",
         "budgets",
+        "configuration",
         "credentials",
         "devices",
         "limits",
@@ -39,7 +40,7 @@ READABLE: Final = frozenset(
 )
 """Every noun that can be read; every role reads all of them. Secrets cannot be read by anybody."""
 
-_ALL_WRITABLE: Final = READABLE - {"audit", "budgets", "nodes", "usage"}
+_ALL_WRITABLE: Final = READABLE - {"audit", "budgets", "usage"}
 _WRITABLE: Final = {
     Role.OWNER: _ALL_WRITABLE,
     Role.ADMIN: _ALL_WRITABLE - {"administrators"},
