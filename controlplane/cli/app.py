@@ -4,6 +4,7 @@ from controlplane.cli import (
     administrators,
     audit,
     budgets,
+    configuration,
     credentials,
     database,
     devices,
@@ -51,6 +52,7 @@ for _name, _noun in {
     "node": nodes,
     "service": service,
     "audit": audit,
+    "config": configuration,
     "db": database,
 }.items():
     app.add_typer(_noun.app, name=_name)

@@ -9,6 +9,7 @@ from tollkeeper.admin.v1 import (
     api_key_service_pb2_grpc,
     audit_service_pb2_grpc,
     budget_service_pb2_grpc,
+    configuration_service_pb2_grpc,
     credential_service_pb2_grpc,
     device_service_pb2_grpc,
     limit_service_pb2_grpc,
@@ -26,6 +27,7 @@ from controlplane.rpc.audit import AuditServicer
 from controlplane.rpc.authorization import PUBLIC_SERVICES, Authenticator, Authorization
 from controlplane.rpc.budgets import BudgetServicer
 from controlplane.rpc.changing import Backend
+from controlplane.rpc.configuration import ConfigurationServicer
 from controlplane.rpc.credentials import CredentialServicer
 from controlplane.rpc.devices import DeviceServicer
 from controlplane.rpc.errors import error_edge
@@ -89,6 +91,9 @@ def add_admin_services(
     tier_service_pb2_grpc.add_TierServiceServicer_to_server(TierServicer(backend), server)
     budget_service_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(backend), server)
     audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(backend), server)
+    configuration_service_pb2_grpc.add_ConfigurationServiceServicer_to_server(
+        ConfigurationServicer(backend), server
+    )
     price_service_pb2_grpc.add_PriceServiceServicer_to_server(PriceServicer(backend), server)
     administrator_service_pb2_grpc.add_AdminServiceServicer_to_server(
         AdministratorServicer(backend), server

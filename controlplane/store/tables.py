@@ -265,6 +265,7 @@ class RevisionCounter(SQLModel, table=True):
     """One row, id 1: which database this is, and the number of its last change.
 
     Tombstones up to `compacted_revision` are gone: what changed since an older revision cannot be told any more.
+    `history_from_revision` is the oldest revision whose content `row_versions` still tell, and those of all revisions after it.
     `database_identity` is what the server said of itself when the epoch began (PostgreSQL: the cluster's system identifier
     and the database's own number); another one means that this is a copy. Empty: not asked yet.
     """
@@ -280,6 +281,9 @@ class RevisionCounter(SQLModel, table=True):
     config_epoch: str = Field(sa_type=text(32))
     revision: int = Field(default=0, sa_type=BigInteger)
     compacted_revision: int = Field(default=0, sa_type=BigInteger)
+    history_from_revision: int = Field(
+        default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": literal_text("0")}
+    )
     database_identity: str = Field(
         default="", sa_type=text(128), sa_column_kwargs={"server_default": literal_text("''")}
     )

@@ -15,6 +15,7 @@ from tollkeeper.admin.v1 import administrator_service_pb2_grpc as administrators
 from tollkeeper.admin.v1 import api_key_service_pb2_grpc as api_keys
 from tollkeeper.admin.v1 import audit_service_pb2_grpc as audit
 from tollkeeper.admin.v1 import budget_service_pb2_grpc as budgets
+from tollkeeper.admin.v1 import configuration_service_pb2_grpc as configuration
 from tollkeeper.admin.v1 import credential_service_pb2_grpc as credentials
 from tollkeeper.admin.v1 import device_service_pb2_grpc as devices
 from tollkeeper.admin.v1 import limit_service_pb2_grpc as limits
@@ -27,7 +28,12 @@ from tollkeeper.admin.v1 import tier_service_pb2_grpc as tiers
 from tollkeeper.admin.v1 import user_service_pb2_grpc as users
 
 from controlplane.domain.keys import mint_administrator_token
-from controlplane.domain.revocations import AppliedRevocation, Receipt
+from controlplane.domain.revocations import (
+    AppliedChange,
+    AppliedRevocation,
+    Propagation,
+    Receipt,
+)
 from controlplane.rpc.admin_services import add_admin_services, interceptors
 from controlplane.secrets.sealing import MasterKey, Sealer
 from controlplane.store.database import Store
@@ -42,12 +48,27 @@ class RecordingRevoker:
     """Stands for the data planes, which are far away: notes what it is told and answers from a script."""
 
     calls: list[tuple[int, str, int, bool, int]] = field(default_factory=list)
+    organization_ids: list[str] = field(default_factory=list)
+    waits: list[tuple[int, int]] = field(default_factory=list)
 
     async def revoke(
-        self, kind: int, subject_id: str, revision: int, *, terminate_streams: bool, wait_ms: int
+        self,
+        kind: int,
+        subject_id: str,
+        revision: int,
+        *,
+        organization_id: str = "",
+        terminate_streams: bool,
+        wait_ms: int,
     ) -> Receipt:
         self.calls.append((kind, subject_id, revision, terminate_streams, wait_ms))
-        return Receipt(revision, (AppliedRevocation("node-1", 7),), ("node-2",))
+        self.organization_ids.append(organization_id)
+        return Receipt(revision, (AppliedRevocation("node-1", 7, True),), ("node-2",))
+
+    async def propagated(self, revision: int, *, wait_ms: int) -> Propagation:
+        self.waits.append((revision, wait_ms))
+        applied = AppliedChange("node-1", len(self.waits))
+        return Propagation(revision, (applied,), ("node-2",))
 
     @property
     def subjects(self) -> list[str]:
@@ -110,6 +131,7 @@ class AdminApi:
         self.api_keys = api_keys.ApiKeyServiceStub(self.channel)
         self.audit = audit.AuditServiceStub(self.channel)
         self.budgets = budgets.BudgetServiceStub(self.channel)
+        self.configuration = configuration.ConfigurationServiceStub(self.channel)
         self.credentials = credentials.CredentialServiceStub(self.channel)
         self.devices = devices.DeviceServiceStub(self.channel)
         self.limits = limits.LimitServiceStub(self.channel)

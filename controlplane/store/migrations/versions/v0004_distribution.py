@@ -3,8 +3,11 @@
 The types stand here and not in the tables' module, because a step must mean the same for ever.
 """
 
+import base64
 import secrets
 import time
+from datetime import UTC, datetime
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -26,8 +29,14 @@ def _text(length: int | None = None) -> sa.String:
 def upgrade() -> None:
     """Make the new tables, and give the database an epoch of the form that can be compared.
 
-    Former revisions are known from here on: what was before this step cannot be returned to.
+    Former revisions are known from the present one on: what was before this step cannot be returned to.
     """
+    op.add_column(
+        "revision_counter",
+        sa.Column(
+            "history_from_revision", sa.BigInteger(), nullable=False, server_default=sa.text("0")
+        ),
+    )
     op.add_column(
         "revision_counter",
         sa.Column("database_identity", _text(128), nullable=False, server_default=sa.text("''")),
@@ -35,7 +44,9 @@ def upgrade() -> None:
     # Greater than any epoch of the form before, which was hexadecimal: nodes get everything once.
     epoch = f"t{time.time_ns() // 1_000_000:012x}-{secrets.token_hex(6)}"
     op.execute(sa.text("UPDATE revision_counter SET config_epoch = :epoch").bindparams(epoch=epoch))
+    op.execute(sa.text("UPDATE revision_counter SET history_from_revision = revision"))
     _history()
+    _first_versions()
     _nodes()
 
 
@@ -62,6 +73,58 @@ def _history() -> None:
         sa.PrimaryKeyConstraint("revision", "kind", "subject_id", name="pk_revocations"),
     )
     op.create_index("ix_revocations_at", "revocations", ["at"])
+
+
+# Secrets are left out: a rotation must leave nothing of the former one behind.
+_KINDS = {
+    "service_settings": "service",
+    "organizations": "organization",
+    "users": "user",
+    "api_keys": "api_key",
+    "providers": "provider",
+    "credentials": "credential",
+    "routers": "router",
+    "rules": "rule",
+    "subject_limits": "subject_limits",
+    "prices": "price",
+    "administrators": "administrator",
+    "tiers": "tier",
+    "devices": "device",
+}
+_LEFT_OUT = "sealed_secret"
+
+
+def _first_versions() -> None:
+    """Keep what every row is now as its first known version."""
+    connection = op.get_bind()
+    metadata = sa.MetaData()
+    versions = sa.Table("row_versions", metadata, autoload_with=connection)
+    versions.c.columns.type = _JSON
+    for name, kind in _KINDS.items():
+        table = sa.Table(name, metadata, autoload_with=connection)
+        for row in connection.execute(sa.select(table)).mappings():
+            columns = {key: _plain(value) for key, value in row.items() if key != _LEFT_OUT}
+            connection.execute(
+                versions.insert().values(
+                    kind=kind,
+                    id=row["id"],
+                    revision=row["revision"],
+                    at=_aware(row["updated_at"]),
+                    columns=columns,
+                )
+            )
+
+
+def _plain(value: Any) -> Any:  # Any: a value of any column, as JSON
+    if isinstance(value, datetime):
+        return _aware(value).isoformat().replace("+00:00", "Z")
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value
+
+
+def _aware(instant: datetime) -> datetime:
+    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
 
 
 def _nodes() -> None:

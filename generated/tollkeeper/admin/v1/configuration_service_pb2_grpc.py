@@ -64,7 +64,7 @@ class ConfigurationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DiffRevisions(self, request, context):
-        """DiffRevisions returns what differs between two revisions. OUT_OF_RANGE when one of them is not kept any more, or is not
+        """DiffRevisions returns what differs between two revisions. NOT_FOUND when one of them is not kept any more, or is not
         there yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -76,8 +76,8 @@ class ConfigurationServiceServicer:
 
         What may open a door stays as it is: API keys and devices that were revoked or deleted since do not come back, their
         hashes and tokens stay, and so do the secrets of credentials, administrators, nodes, counters and what is in the ledger.
-        What cannot be brought back is named in `skipped`. OUT_OF_RANGE when the revision is not kept any more.
-        FAILED_PRECONDITION with the list when what is left would not fit together.
+        What cannot be brought back is named in `skipped`. NOT_FOUND when the revision is not kept any more.
+        FAILED_PRECONDITION when what is left would not fit together.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

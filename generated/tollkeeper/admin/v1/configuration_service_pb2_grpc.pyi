@@ -36,7 +36,7 @@ class ConfigurationServiceStub:
     ListRevisions: _grpc.UnaryUnaryMultiCallable[_configuration_service_pb2.ListRevisionsRequest, _configuration_service_pb2.ListRevisionsResponse]
     """ListRevisions returns what changed the configuration, newest first."""
     DiffRevisions: _grpc.UnaryUnaryMultiCallable[_configuration_service_pb2.DiffRevisionsRequest, _configuration_service_pb2.DiffRevisionsResponse]
-    """DiffRevisions returns what differs between two revisions. OUT_OF_RANGE when one of them is not kept any more, or is not
+    """DiffRevisions returns what differs between two revisions. NOT_FOUND when one of them is not kept any more, or is not
     there yet.
     """
     RollbackConfiguration: _grpc.UnaryUnaryMultiCallable[_configuration_service_pb2.RollbackConfigurationRequest, _configuration_service_pb2.RollbackConfigurationResponse]
@@ -44,8 +44,8 @@ class ConfigurationServiceStub:
 
     What may open a door stays as it is: API keys and devices that were revoked or deleted since do not come back, their
     hashes and tokens stay, and so do the secrets of credentials, administrators, nodes, counters and what is in the ledger.
-    What cannot be brought back is named in `skipped`. OUT_OF_RANGE when the revision is not kept any more.
-    FAILED_PRECONDITION with the list when what is left would not fit together.
+    What cannot be brought back is named in `skipped`. NOT_FOUND when the revision is not kept any more.
+    FAILED_PRECONDITION when what is left would not fit together.
     """
 
 @_typing.type_check_only
@@ -56,7 +56,7 @@ class ConfigurationServiceAsyncStub(ConfigurationServiceStub):
     ListRevisions: _aio.UnaryUnaryMultiCallable[_configuration_service_pb2.ListRevisionsRequest, _configuration_service_pb2.ListRevisionsResponse]  # type: ignore[assignment]
     """ListRevisions returns what changed the configuration, newest first."""
     DiffRevisions: _aio.UnaryUnaryMultiCallable[_configuration_service_pb2.DiffRevisionsRequest, _configuration_service_pb2.DiffRevisionsResponse]  # type: ignore[assignment]
-    """DiffRevisions returns what differs between two revisions. OUT_OF_RANGE when one of them is not kept any more, or is not
+    """DiffRevisions returns what differs between two revisions. NOT_FOUND when one of them is not kept any more, or is not
     there yet.
     """
     RollbackConfiguration: _aio.UnaryUnaryMultiCallable[_configuration_service_pb2.RollbackConfigurationRequest, _configuration_service_pb2.RollbackConfigurationResponse]  # type: ignore[assignment]
@@ -64,8 +64,8 @@ class ConfigurationServiceAsyncStub(ConfigurationServiceStub):
 
     What may open a door stays as it is: API keys and devices that were revoked or deleted since do not come back, their
     hashes and tokens stay, and so do the secrets of credentials, administrators, nodes, counters and what is in the ledger.
-    What cannot be brought back is named in `skipped`. OUT_OF_RANGE when the revision is not kept any more.
-    FAILED_PRECONDITION with the list when what is left would not fit together.
+    What cannot be brought back is named in `skipped`. NOT_FOUND when the revision is not kept any more.
+    FAILED_PRECONDITION when what is left would not fit together.
     """
 
 class ConfigurationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -85,7 +85,7 @@ class ConfigurationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _configuration_service_pb2.DiffRevisionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_configuration_service_pb2.DiffRevisionsResponse, _abc.Awaitable[_configuration_service_pb2.DiffRevisionsResponse]]:
-        """DiffRevisions returns what differs between two revisions. OUT_OF_RANGE when one of them is not kept any more, or is not
+        """DiffRevisions returns what differs between two revisions. NOT_FOUND when one of them is not kept any more, or is not
         there yet.
         """
 
@@ -99,8 +99,8 @@ class ConfigurationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         What may open a door stays as it is: API keys and devices that were revoked or deleted since do not come back, their
         hashes and tokens stay, and so do the secrets of credentials, administrators, nodes, counters and what is in the ledger.
-        What cannot be brought back is named in `skipped`. OUT_OF_RANGE when the revision is not kept any more.
-        FAILED_PRECONDITION with the list when what is left would not fit together.
+        What cannot be brought back is named in `skipped`. NOT_FOUND when the revision is not kept any more.
+        FAILED_PRECONDITION when what is left would not fit together.
         """
 
 def add_ConfigurationServiceServicer_to_server(servicer: ConfigurationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
