@@ -1,13 +1,34 @@
-"""What changed since a revision: the raw material of a transfer."""
+"""What changed since a revision, or everything: the raw material of transfers."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
+from sqlalchemy import func, literal, union_all
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from controlplane.domain.kinds import Kind
-from controlplane.store.tables import CONFIGURATION, ConfigurationRow, RevisionCounter, Tombstone
+from controlplane.store.fleet_tables import RevocationRow
+from controlplane.store.tables import (
+    CONFIGURATION,
+    ApiKey,
+    ConfigurationRow,
+    Device,
+    Price,
+    RevisionCounter,
+    SubjectLimits,
+    Tombstone,
+    User,
+)
+
+# The newest of a week. Whoever missed more of them gets them with the configuration itself.
+MAX_REVOCATIONS: Final = 5_000
+
+# A few milliseconds of work for the event loop.
+PAGE_ROWS: Final = 250
+
+_MANY: Final[tuple[type[ConfigurationRow], ...]] = (User, ApiKey, Device, SubjectLimits, Price)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +48,10 @@ class Changes:
     """Every kind has a list, by id."""
     tombstones: list[Tombstone]
     """By revision. An id that exists again is in `rows` only."""
+    compacted_revision: int = 0
+    """Deletions up to it are forgotten."""
+    revocations: list[RevocationRow] = field(default_factory=list)
+    """What is out of service for good, by revision; the newest `MAX_REVOCATIONS` of those that are kept."""
 
 
 async def changes_since(session: AsyncSession, revision: int) -> Changes:
@@ -35,17 +60,75 @@ async def changes_since(session: AsyncSession, revision: int) -> Changes:
     `session` comes from `Store.reading()`, so that all of the answer is one state.
     """
     counter = (await session.exec(select(RevisionCounter))).one()
-    rows: dict[Kind, list[ConfigurationRow]] = {}
+    is_complete = revision == 0 or revision >= counter.compacted_revision
+    changes = _nothing(counter, is_complete=is_complete)
+    changed = await _changed_kinds(session, revision)
     for table in CONFIGURATION:
-        statement = select(table).where(col(table.revision) > revision).order_by(col(table.id))
-        rows[table.KIND] = list((await session.exec(statement)).all())
+        if table.KIND in changed:
+            statement = select(table).where(col(table.revision) > revision).order_by(col(table.id))
+            changes.rows[table.KIND].extend((await session.exec(statement)).all())
+    changes.tombstones.extend(_still_gone(await _tombstones_since(session, revision), changes.rows))
+    changes.revocations.extend(await _revocations_since(session, revision))
+    return changes
+
+
+async def everything(session: AsyncSession) -> AsyncIterator[Changes]:
+    """Yield everything there is, in parts that are read when they are asked for.
+
+    The first part holds what has few rows, what others are composed of, the revocations, and all tombstones: also those
+    of ids that exist again. `session` comes from `Store.reading()`, so that all parts are one state; it forgets the rows of
+    a part when the next one is asked for.
+    """
+    counter = (await session.exec(select(RevisionCounter))).one()
+    first = _nothing(counter, is_complete=True)
+    for table in CONFIGURATION:
+        if table not in _MANY:
+            statement = select(table).order_by(col(table.id))
+            first.rows[table.KIND].extend((await session.exec(statement)).all())
+    first.revocations.extend(await _revocations_since(session, 0))
+    first.tombstones.extend(await _tombstones_since(session, 0))
+    yield first
+    session.expunge_all()
+    for table in _MANY:
+        last_id = ""
+        while rows := await _page(session, table, after=last_id):
+            last_id = rows[-1].id
+            part = _nothing(counter, is_complete=True)
+            part.rows[table.KIND].extend(rows)
+            yield part
+            session.expunge_all()
+
+
+def _nothing(counter: RevisionCounter, *, is_complete: bool) -> Changes:
     return Changes(
         config_epoch=counter.config_epoch,
         revision=counter.revision,
-        is_complete=revision == 0 or revision >= counter.compacted_revision,
-        rows=rows,
-        tombstones=_still_gone(await _tombstones_since(session, revision), rows),
+        is_complete=is_complete,
+        rows={table.KIND: [] for table in CONFIGURATION},
+        tombstones=[],
+        compacted_revision=counter.compacted_revision,
     )
+
+
+async def _changed_kinds(session: AsyncSession, revision: int) -> set[Kind]:
+    """Return the kinds of which a row changed: one question instead of one for each table."""
+    newest = union_all(
+        *(
+            select(
+                literal(str(table.KIND)).label("kind"), func.max(col(table.revision)).label("at")
+            )
+            for table in CONFIGURATION
+        )
+    ).subquery()
+    statement = select(newest.c.kind).where(newest.c.at > revision)
+    return {Kind(kind) for kind in (await session.exec(statement)).all()}
+
+
+async def _page(
+    session: AsyncSession, table: type[ConfigurationRow], *, after: str
+) -> Sequence[ConfigurationRow]:
+    statement = select(table).where(col(table.id) > after).order_by(col(table.id)).limit(PAGE_ROWS)
+    return (await session.exec(statement)).all()
 
 
 async def _tombstones_since(session: AsyncSession, revision: int) -> Sequence[Tombstone]:
@@ -55,6 +138,20 @@ async def _tombstones_since(session: AsyncSession, revision: int) -> Sequence[To
         .order_by(col(Tombstone.revision), col(Tombstone.kind), col(Tombstone.id))
     )
     return (await session.exec(statement)).all()
+
+
+async def _revocations_since(session: AsyncSession, revision: int) -> list[RevocationRow]:
+    statement = (
+        select(RevocationRow)
+        .where(col(RevocationRow.revision) > revision)
+        .order_by(
+            col(RevocationRow.revision).desc(),
+            col(RevocationRow.kind),
+            col(RevocationRow.subject_id),
+        )
+        .limit(MAX_REVOCATIONS)
+    )
+    return list(reversed((await session.exec(statement)).all()))
 
 
 def _still_gone(

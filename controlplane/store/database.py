@@ -151,6 +151,11 @@ class Store:
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
             )
 
+    @property
+    def is_shared(self) -> bool:
+        """Say whether other control planes may work on this database: PostgreSQL; SQLite is one program's own."""
+        return not self._is_sqlite
+
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()

@@ -70,8 +70,11 @@ class History:
     async def page(self, *, below: int | None, limit: int) -> list[RevisionEntry]:
         """Return at most `limit` revisions, newest first, below a revision (None: from the newest on)."""
         revision = col(RowVersion.revision)
+        oldest, _ = await self.bounds()
         statement = (
             select(revision, func.max(RowVersion.at), func.count())
+            # The content of some older ones is kept on, because later ones hold it still.
+            .where(revision >= oldest)
             .group_by(revision)
             .order_by(revision.desc())
             .limit(limit)
