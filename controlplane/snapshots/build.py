@@ -14,9 +14,9 @@ from google.protobuf.message import Message
 from tollkeeper.config.v1 import resources_pb2 as pb
 
 from controlplane.domain.kinds import Kind
+from controlplane.snapshots.opening import SealedSecret
 from controlplane.snapshots.payloads import plain_message, rule_message
 from controlplane.snapshots.references import ResourceKey
-from controlplane.snapshots.snapshot import SealedSecret
 from controlplane.store import tables
 from controlplane.store.changes import Changes
 

@@ -29,11 +29,14 @@ class ReferenceGraph:
         self._targets: dict[ResourceKey, tuple[ResourceKey, ...]] = {}
         self._sources: dict[ResourceKey, set[ResourceKey]] = {}
         self._missing: set[ResourceKey] = set()
+        self._keys: dict[ResourceKey, ResourceKey] = {}
 
     def put(self, source: ResourceKey, targets: Iterable[ResourceKey]) -> None:
         """Add `source`, or replace what it refers to."""
         self._unlink(source)
-        self._targets[source] = tuple(targets)
+        source = self._keys.setdefault(source, source)
+        # A hundred thousand keys refer to one router: they share its name too.
+        self._targets[source] = tuple(map(self.known, targets))
         self._missing.discard(source)
         for target in self._targets[source]:
             self._sources.setdefault(target, set()).add(source)
@@ -43,12 +46,25 @@ class ReferenceGraph:
     def remove(self, source: ResourceKey) -> None:
         """Take `source` out; what refers to it dangles from now on. Unknown ones are ignored."""
         self._unlink(source)
+        self._keys.pop(source, None)
         if self._targets.pop(source, None) is not None and source in self._sources:
             self._missing.add(source)
+
+    def known(self, key: ResourceKey) -> ResourceKey:
+        """Return the equal key that is in the graph already, so that only one is kept; `key` itself if there is none."""
+        return self._keys.get(key, key)
+
+    def find_targets(self, source: ResourceKey) -> tuple[ResourceKey, ...] | None:
+        """Return what `source` refers to; None when it does not exist."""
+        return self._targets.get(source)
 
     def targets_of(self, source: ResourceKey) -> tuple[ResourceKey, ...]:
         """Return what `source` refers to; nothing when it is unknown."""
         return self._targets.get(source, ())
+
+    def sources_of(self, target: ResourceKey) -> tuple[ResourceKey, ...]:
+        """Return what refers to `target`."""
+        return tuple(self._sources.get(target, ()))
 
     def dangling(self, at_most: int = 20) -> list[DanglingReference]:
         """Return references that resolve to nothing, in order, at most so many."""

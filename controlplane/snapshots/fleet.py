@@ -2,176 +2,83 @@
 
 A revocation goes to every live node at once, ahead of transfers. Its receipt names who refuses the
 subject by now: nodes that acknowledged the revocation, and nodes that applied a transfer which
-contains it. Answers that come after the wait are dropped.
+contains it, on this control plane's streams and on those of others. Answers that come after the
+wait are dropped.
 """
 
-import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from typing import Final
 
 import structlog
-from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.config.v1 import config_service_pb2 as pb
 from tollkeeper.config.v1 import resources_pb2
 
 from controlplane.domain.errors import LimitsUnavailableError
-from controlplane.domain.revocations import AppliedRevocation, Receipt
+from controlplane.domain.revocations import Propagation, Receipt
 from controlplane.snapshots.counter_tasks import CounterTasks
+from controlplane.snapshots.opening import SecretOpener
+from controlplane.snapshots.orders import RecentOrders, RevocationOrder, order_from_proto
+from controlplane.snapshots.peers import Ask, News, OnNews, Peers
 from controlplane.snapshots.references import ResourceKey
-from controlplane.snapshots.snapshot import Position, Snapshot
-from controlplane.snapshots.transfers import SecretOpener
+from controlplane.snapshots.snapshot import Position
+from controlplane.snapshots.streams import (
+    HEARTBEAT_INTERVAL_S,
+    MAX_NODES,
+    STREAM_LIFE_S,
+    Streams,
+)
+from controlplane.snapshots.waits import Wait
 from controlplane.snapshots.watcher import Watcher
-
-HEARTBEAT_INTERVAL_S: Final = 5.0
-
-# Far above any fleet of one control plane; it bounds what a leaked node token can hold open.
-MAX_NODES: Final = 1_000
-
-# Enough for the seconds that a node needs to come back; older ones are in its next transfer.
-_REMEMBERED_REVOCATIONS: Final = 1_000
 
 _log: Final = structlog.get_logger(__name__)
 
 
-class FleetFullError(Exception):
-    """More nodes connect than are allowed."""
-
-
-@dataclass(frozen=True, slots=True)
-class RevocationOrder:
-    """What is refused from the change of `revision` on."""
-
-    subject: ResourceKey
-    revision: int
-    config_epoch: str
-    terminate_streams: bool = False
-
-    @property
-    def revocation_id(self) -> str:
-        """The same on every control plane, so that a node told twice knows it."""
-        ending = ":terminate" if self.terminate_streams else ""
-        return f"{int(self.subject.kind)}:{self.subject.resource_id}:{self.revision}{ending}"
-
-    def to_proto(self, issued_at: datetime) -> pb.Revocation:
-        """Encode it."""
-        timestamp = Timestamp()
-        timestamp.FromDatetime(issued_at)
-        return pb.Revocation(
-            revocation_id=self.revocation_id,
-            revision=self.revision,
-            config_epoch=self.config_epoch,
-            subject=resources_pb2.ResourceRef(kind=self.subject.kind, id=self.subject.resource_id),
-            terminate_streams=self.terminate_streams,
-            issued_at=timestamp,
-        )
-
-
-@dataclass(slots=True, eq=False)
-class _Pending:
-    """A receipt that somebody waits for."""
-
-    order: RevocationOrder
-    since_s: float
-    waiting: set[str]
-    applied: dict[str, int] = field(default_factory=dict)
-    complete: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def note(self, node_id: str, now_s: float) -> None:
-        if node_id not in self.waiting:
-            return
-        self.waiting.discard(node_id)
-        self.applied[node_id] = max(0, round((now_s - self.since_s) * 1000))
-        if not self.waiting:
-            self.complete.set()
-
-
-class Fleet:
-    """Every open stream, by node id, and what is told to all of them."""
+class Fleet(Streams):
+    """The nodes on all open streams: what is told to all of them, and what they say to it."""
 
     def __init__(
         self,
         open_secret: SecretOpener,
         *,
+        peers: Peers | None = None,
         interval_s: float = HEARTBEAT_INTERVAL_S,
         max_nodes: int = MAX_NODES,
+        stream_life_s: float = STREAM_LIFE_S,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.interval_s = interval_s
+        """Begin without nodes; for the arguments see `Streams`. `peers` are the other control planes, where there are any."""
+        super().__init__(
+            open_secret,
+            interval_s=interval_s,
+            max_nodes=max_nodes,
+            stream_life_s=stream_life_s,
+            monotonic_s=monotonic_s,
+        )
         self.config_epoch = ""
         """The epoch of the database that this control plane reads; set by its publisher."""
-        self._open_secret = open_secret
-        self._max_nodes = max_nodes
-        self._monotonic_s = monotonic_s
-        self._watchers: dict[str, Watcher] = {}
-        self._newest: Snapshot | None = None
-        self._recent: deque[tuple[RevocationOrder, datetime]] = deque(
-            maxlen=_REMEMBERED_REVOCATIONS
-        )
-        self._pending: set[_Pending] = set()
+        self.peers = peers
+        self.on_news: OnNews | None = None
+        self._recent = RecentOrders()
+        self._waits: set[Wait] = set()
         self._counter_tasks = CounterTasks()
-        self._moved = asyncio.Event()
-        self._is_closed = False
 
-    @property
-    def current(self) -> Position:
-        """The newest published position; an empty one before the first."""
-        return self._newest.position if self._newest else Position()
+    def _note_arrival(self, watcher: Watcher) -> None:
+        """Tell a node that comes (back) what it missed; who waits for changes, waits for it too."""
+        for order in self._recent.missed_by(watcher.applied, watcher.organization_ids):
+            watcher.revoke(order.to_proto())
+        for wait in self._waits:
+            if not wait.revocation_id:
+                wait.join((watcher.node_id,))
+        self.hear_applied(watcher)
 
-    def now_s(self) -> float:
-        """Return the time of the clock that all streams go by, in seconds."""
-        return self._monotonic_s()
+    def _note_departure(self, watcher: Watcher) -> None:
+        for wait in self._waits:
+            wait.leave(watcher.node_id)
+        self._tell(News(watcher.node_id, watcher.applied, is_connected=False))
 
-    def watchers(self) -> list[Watcher]:
-        """Return the open streams, by node id."""
-        return [self._watchers[node_id] for node_id in sorted(self._watchers)]
-
-    def attach(self, hello: pb.Hello) -> Watcher:
-        """Add a stream; an older one of the same node is ended.
-
-        Raises:
-            FleetFullError: There are as many nodes as are allowed, or no more are taken.
-        """
-        older = self._watchers.get(hello.node_id)
-        if self._is_closed or (older is None and len(self._watchers) >= self._max_nodes):
-            raise FleetFullError
-        if older is not None:
-            is_restart = older.boot_id != hello.boot_id
-            _log.warning("node replaced", node_id=hello.node_id, is_restart=is_restart)
-            older.end("a newer stream of this node replaced this one")
-        watcher = Watcher(
-            hello,
-            interval_s=self.interval_s,
-            open_secret=self._open_secret,
-            now_s=self.now_s(),
-        )
-        self._watchers[hello.node_id] = watcher
-        if self._newest is not None:
-            watcher.offer(self._newest)
-        self._catch_up(watcher)
-        return watcher
-
-    def detach(self, watcher: Watcher) -> None:
-        """Forget a stream that is closed."""
-        watcher.end("closed")
-        if self._watchers.get(watcher.node_id) is watcher:
-            del self._watchers[watcher.node_id]
-        self._note_move()
-
-    def close(self) -> None:
-        """Ask for every stream to be closed and take no new ones."""
-        self._is_closed = True
-        for watcher in self._watchers.values():
-            watcher.end("the control plane stops")
-
-    def publish(self, snapshot: Snapshot) -> None:
-        """Offer `snapshot` to every node."""
-        self._newest = snapshot
-        for watcher in self._watchers.values():
-            watcher.offer(snapshot)
+    # ── Waiting ──────────────────────────────────────────────────────────────────────────────
 
     async def applied_everywhere(self, revision: int, *, within_ms: int) -> bool:
         """Wait until every live node has applied `revision`, at most `within_ms` milliseconds.
@@ -179,26 +86,32 @@ class Fleet:
         Returns whether they all have. Nodes that come meanwhile are waited for, those that go are
         not; without nodes it is true at once. Cancellation ends the wait.
         """
+        return not (await self.propagated(revision, wait_ms=within_ms)).missing
+
+    async def propagated(self, revision: int, *, wait_ms: int) -> Propagation:
+        """Wait until every live node of any control plane has applied a change, and say which have.
+
+        Nodes that come meanwhile are waited for, those that go are not. Cancellation ends the wait.
+        """
+        wait = Wait(self.config_epoch, revision, self.now_s())
+        ask = Ask(self.config_epoch, revision, wait_ms)
+        await self._wait(wait, self._live(), ask)
+        return wait.propagation()
+
+    async def _wait(self, wait: Wait, own: Iterable[Watcher], ask: Ask) -> None:
+        """Wait for own nodes and for those of other control planes, which are asked first."""
+        self._waits.add(wait)
         try:
-            async with asyncio.timeout(within_ms / 1000):
-                while not self._is_applied_everywhere(revision):
-                    await self._moved.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    def _is_applied_everywhere(self, revision: int) -> bool:
-        now_s, epoch = self.now_s(), self.config_epoch
-        return all(
-            watcher.applied.is_at_least(revision, epoch)
-            for watcher in self._watchers.values()
-            if watcher.is_live(now_s)
-        )
-
-    def _note_move(self) -> None:
-        """Wake everybody who waits for nodes to stand elsewhere, each wait once."""
-        self._moved.set()
-        self._moved = asyncio.Event()
+            for watcher in own:
+                wait.join((watcher.node_id,))
+                wait.note_position(watcher.node_id, watcher.applied, self.now_s())
+            if self.peers is not None:
+                wait.join(self.peers.live_nodes().keys() - self._watchers.keys())
+                if wait.missing or ask.revocation is not None:
+                    self.peers.ask(ask)
+            await wait.until_complete(ask.wait_ms)
+        finally:
+            self._waits.discard(wait)
 
     # ── Counter tasks ────────────────────────────────────────────────────────────────────────
 
@@ -215,9 +128,7 @@ class Fleet:
             LimitsUnavailableError: No live node maintains them, or it went away meanwhile.
             DeadlineError: It did not answer within `deadline_s`.
         """
-        now_s = self.now_s()
-        live = (each for each in self._watchers.values() if each.is_live(now_s))
-        maintainers = [each for each in live if each.maintains_counters]
+        maintainers = [each for each in self._live() if each.maintains_counters]
         if not maintainers:
             raise LimitsUnavailableError(
                 "no data plane that is connected to this control plane maintains the counters: "
@@ -232,12 +143,16 @@ class Fleet:
 
     # ── Revocations ──────────────────────────────────────────────────────────────────────────
 
-    def announce(self, orders: Iterable[RevocationOrder], issued_at: datetime) -> None:
-        """Tell every node of revocations that were found in the database; nobody waits for them."""
-        known = {order.revocation_id for order, _ in self._recent}
+    def remember(self, orders: Iterable[RevocationOrder]) -> None:
+        """Note what was revoked in the last days, to be told to nodes that come back and may have missed it."""
         for order in orders:
-            if order.revocation_id not in known:
-                self._send(order, issued_at)
+            self._recent.add(order)
+
+    def announce(self, orders: Iterable[RevocationOrder]) -> None:
+        """Tell every node of revocations that were found in the database; nobody waits for them."""
+        for order in orders:
+            if self._recent.add(order):
+                self._send(order)
 
     async def revoke(
         self,
@@ -245,68 +160,75 @@ class Fleet:
         subject_id: str,
         revision: int,
         *,
+        organization_id: str = "",
         terminate_streams: bool,
         wait_ms: int,
     ) -> Receipt:
         """Tell every live node now and wait until all obey, at most `wait_ms` milliseconds.
 
-        Called right after the commit, from which the receipt's times count. Cancellation ends the
-        wait; the nodes have been told nevertheless.
+        Called right after the commit, from which the receipt's times count. Nodes that do not serve
+        the organization are neither told nor waited for. Cancellation ends the wait; the nodes have
+        been told nevertheless.
         """
         subject = ResourceKey(resources_pb2.ResourceKind.ValueType(kind), subject_id)
-        order = RevocationOrder(subject, revision, self.config_epoch, terminate_streams)
-        now_s = self.now_s()
-        live = {node for node, each in self._watchers.items() if each.is_live(now_s)}
-        pending = _Pending(order, now_s, waiting=live)
-        for node_id in tuple(live):
-            if self._contains(self._watchers[node_id].applied, order):
-                pending.note(node_id, now_s)
-        self._send(order, datetime.now(UTC))
-        await self._until_complete(pending, wait_ms)
-        applied = tuple(AppliedRevocation(*item) for item in sorted(pending.applied.items()))
-        return Receipt(revision, applied, tuple(sorted(pending.waiting)))
+        order = RevocationOrder(
+            subject,
+            revision,
+            self.config_epoch,
+            datetime.now(UTC),
+            organization_id,
+            terminate_streams,
+        )
+        self._recent.add(order)
+        wait = Wait(order.config_epoch, revision, self.now_s(), order.revocation_id)
+        own = [each for each in self._live() if order.concerns(each.organization_ids)]
+        # Also where it is known already: who acknowledged it before would not be counted.
+        self._send(order)
+        await self._wait(wait, own, Ask(order.config_epoch, revision, wait_ms, order.to_proto()))
+        if wait.missing and wait_ms > 0:
+            _log.warning(
+                "revocation is not everywhere", revision=revision, missing=list(wait.missing)
+            )
+        return wait.receipt()
 
-    async def _until_complete(self, pending: _Pending, wait_ms: int) -> None:
-        if not pending.waiting or wait_ms <= 0:
-            return
-        self._pending.add(pending)
-        try:
-            async with asyncio.timeout(wait_ms / 1000):
-                await pending.complete.wait()
-        except TimeoutError:
-            revision, missing = pending.order.revision, sorted(pending.waiting)
-            _log.warning("revocation is not everywhere", revision=revision, missing=missing)
-        finally:
-            self._pending.discard(pending)
-
-    def hear_revocation_ack(self, watcher: Watcher, revocation_id: str) -> None:
+    def hear_revocation_ack(self, watcher: Watcher, ack: pb.RevocationAck) -> None:
         """Note that a node refuses a subject."""
-        for pending in self._pending:
-            if pending.order.revocation_id == revocation_id:
-                pending.note(watcher.node_id, self.now_s())
+        self.hear_peer_revocation_ack(watcher.node_id, ack.revocation_id, ack.is_kept)
+        self._tell(News(watcher.node_id, watcher.applied, ack.revocation_id, ack.is_kept))
 
     def hear_applied(self, watcher: Watcher) -> None:
-        """Note that a node stands elsewhere now: it may contain what somebody waits for."""
-        self._note_move()
-        for pending in self._pending:
-            if self._contains(watcher.applied, pending.order):
-                pending.note(watcher.node_id, self.now_s())
+        """Note where a node stands: it may contain what somebody waits for."""
+        self.hear_peer_applied(watcher.node_id, watcher.applied)
+        self._tell(News(watcher.node_id, watcher.applied))
 
-    @staticmethod
-    def _contains(applied: Position, order: RevocationOrder) -> bool:
-        return applied.is_at_least(order.revision, order.config_epoch)
-
-    def _send(self, order: RevocationOrder, issued_at: datetime) -> None:
-        self._recent.append((order, issued_at))
-        message = order.to_proto(issued_at)
+    def _send(self, order: RevocationOrder) -> None:
+        message = order.to_proto()
         for watcher in self._watchers.values():
-            watcher.revoke(message)
+            if order.concerns(watcher.organization_ids):
+                watcher.revoke(message)
 
-    def _catch_up(self, watcher: Watcher) -> None:
-        """Tell a node that comes (back) what was revoked since the configuration it starts from."""
-        current = self.current
-        is_known = watcher.applied.config_epoch == current.config_epoch
-        floor = watcher.applied.revision if is_known else current.revision
-        for order, issued_at in self._recent:
-            if order.revision > floor:
-                watcher.revoke(order.to_proto(issued_at))
+    # ── Other control planes ─────────────────────────────────────────────────────────────────
+
+    def hear_peer_nodes(self, node_ids: Collection[str]) -> None:
+        """Note live nodes of another control plane: who waits, waits for them too."""
+        for wait in self._waits:
+            wait.join(node_id for node_id in node_ids if node_id not in self._watchers)
+
+    def hear_peer_revocation(self, revocation: pb.Revocation) -> None:
+        """Pass a committed revocation of another control plane on; a known one is dropped."""
+        self.announce([order_from_proto(revocation)])
+
+    def hear_peer_revocation_ack(self, node_id: str, revocation_id: str, is_kept: bool) -> None:
+        """Note that a node of any control plane refuses a subject."""
+        for wait in self._waits:
+            if wait.revocation_id == revocation_id:
+                wait.note_ack(node_id, is_kept=is_kept, now_s=self.now_s())
+
+    def hear_peer_applied(self, node_id: str, position: Position) -> None:
+        """Note where a node of any control plane stands; the digest is not looked at."""
+        for wait in self._waits:
+            wait.note_position(node_id, position, self.now_s())
+
+    def _tell(self, news: News) -> None:
+        if self.on_news is not None:
+            self.on_news(news)

@@ -1,14 +1,31 @@
 """Opens the secrets of credentials for the nodes that need them."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
 from controlplane.secrets.sealing import Sealer, SealingError
-from controlplane.snapshots.snapshot import SealedSecret
-from controlplane.snapshots.transfers import SecretOpener
 
 _log: Final = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SealedSecret:
+    """A credential's secret as it rests in the database."""
+
+    credential_id: str
+    version: int
+    sealed: bytes
+
+    def __repr__(self) -> str:
+        return f"SealedSecret({self.credential_id}, version {self.version})"
+
+
+SecretOpener = Callable[[SealedSecret], bytes | None]
+"""Returns a credential's secret, or None when it cannot be opened: then the credential travels without, and its node
+refuses calls that need it."""
 
 
 def secret_opener(sealer: Sealer) -> SecretOpener:

@@ -1,26 +1,30 @@
 """Follows the database and publishes its newest consistent state.
 
-A commit of this process wakes the publisher; those of other processes are found by a poll once a
-second, which is the truth, whatever was missed. Changes wait 50 ms for company, 500 ms at most;
-urgent ones (see `WorkingState`) do not wait. A state with a dangling reference is not published:
-the previous one stays, and the log says so once.
+A commit of this process wakes the publisher, and so does whoever hears of one elsewhere (`wake`); the others are found by a
+poll once a second, which is the truth, whatever was missed. Changes wait 50 ms for company, 500 ms at most;
+urgent ones (see `urgency`) do not wait. A state with a dangling reference is not published:
+the previous one stays, and the log says so once. Neither is one that is older than what was published of its epoch: then
+the database was set back, and it takes a new epoch to go on.
 """
 
 import asyncio
 import random
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable
+from enum import Enum
 from typing import Final
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel.ext.asyncio.session import AsyncSession
 
+from controlplane.domain.kinds import Kind
 from controlplane.snapshots.fleet import Fleet
+from controlplane.snapshots.orders import order_from_row
 from controlplane.snapshots.snapshot import Position, Snapshot
 from controlplane.snapshots.working import WorkingState
-from controlplane.store.changes import Changes, changes_since
+from controlplane.store.changes import Changes, changes_since, everything
 from controlplane.store.database import Store
-from controlplane.store.tables import RevisionCounter
+from controlplane.store.tables import NodeIdentity, RevisionCounter
 from controlplane.store.transactions import COUNTER_ID
 
 QUIET_S: Final = 0.05
@@ -30,8 +34,14 @@ POLL_S: Final = 1.0
 # Replicas that were started together must not poll together for ever.
 _POLL_JITTER: Final = 0.1
 
-# Longer than a first load of a hundred thousand rows; a database that takes longer counts as away.
-_LOAD_DEADLINE_S: Final = 30.0
+# Longer than a first load of a million rows; a database that takes longer counts as away.
+_LOAD_DEADLINE_S: Final = 120.0
+
+_BANNED: Final = "this node is banned"
+
+_What = Enum("_What", ["NOTHING", "EVERYTHING"])
+_NOTHING: Final = _What.NOTHING
+_EVERYTHING: Final = _What.EVERYTHING
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -56,8 +66,10 @@ class Publisher:
         self._published: Snapshot | None = None
         self._reported_problems: list[str] = []
         self._is_failing = False
+        self._is_set_back = False
         self._waiting_since_s: float | None = None
         self._publish_at_s: float | None = None
+        fleet.on_behind = self.wake
 
     @property
     def position(self) -> Position:
@@ -68,6 +80,10 @@ class Publisher:
     def problems(self) -> tuple[str, ...]:
         """Why the newest content that was read is not published: at most 20 lines, none when it is."""
         return tuple(self._reported_problems)
+
+    def wake(self) -> None:
+        """Have the database read now: somebody heard of a change."""
+        self._woken.set()
 
     async def load(self) -> None:
         """Read everything and publish it, or log why it cannot be published.
@@ -81,7 +97,7 @@ class Publisher:
 
     async def run(self) -> None:
         """Follow the database until cancelled. An outage is logged once, and its end too."""
-        stop_listening = self._store.changed.listen(lambda _revision: self._woken.set())
+        stop_listening = self._store.changed.listen(lambda _revision: self.wake())
         try:
             await self._follow()
         finally:
@@ -124,33 +140,87 @@ class Publisher:
         self._is_failing = False
 
     async def _refresh(self) -> None:
-        async with asyncio.timeout(_LOAD_DEADLINE_S):
-            changes, is_everything = await self._read()
-        if changes is None:
-            return
-        state = WorkingState() if is_everything else self._state
+        begun_at_s = self._fleet.now_s()
+        async with asyncio.timeout(_LOAD_DEADLINE_S), self._store.reading() as session:
+            changes = await self._read_changes(session)
+            if changes is _EVERYTHING:
+                await self._load(session)
+        if isinstance(changes, Changes):
+            await self._apply(changes)
+        self._fleet.note_read(begun_at_s)
+
+    async def _read_changes(self, session: AsyncSession) -> Changes | _What:
+        """Return what changed, that nothing did, or that only everything can be told."""
+        state = self._state
+        counter = await session.get_one(RevisionCounter, COUNTER_ID)
+        if self._is_set_back_to(counter):
+            return _NOTHING
+        if counter.config_epoch != state.config_epoch or counter.revision < state.revision:
+            return _EVERYTHING
+        if counter.revision == state.revision:
+            return _NOTHING
+        changes = await changes_since(session, state.revision)
+        return changes if changes.is_complete and state.revision else _EVERYTHING
+
+    async def _load(self, session: AsyncSession) -> None:
+        state = WorkingState()
+        await state.load(self._noted(everything(session)))
+        self._take_over(state, is_urgent=state.config_epoch != self._fleet.config_epoch)
+
+    async def _noted(self, parts: AsyncIterator[Changes]) -> AsyncIterator[Changes]:
+        """Pass parts on, with what concerns the fleet noted."""
+        async for part in parts:
+            self._note(part)
+            yield part
+
+    async def _apply(self, changes: Changes) -> None:
         # Should it fail half-way, the next load begins with nothing.
-        self._state = WorkingState()
-        effect = await state.apply(changes)
+        state, self._state = self._state, WorkingState()
+        self._note(changes)
+        self._take_over(state, is_urgent=await state.apply(changes))
+
+    def _take_over(self, state: WorkingState, *, is_urgent: bool) -> None:
         self._state = state
         self._fleet.config_epoch = state.config_epoch
-        if not is_everything:
-            self._fleet.announce(effect.revocations, datetime.now(UTC))
-        self._schedule(effect.is_urgent)
+        self._schedule(is_urgent)
 
-    async def _read(self) -> tuple[Changes | None, bool]:
-        """Return what changed, or None, in one read transaction, and whether it is everything."""
-        state = self._state
-        async with self._store.reading() as session:
-            counter = await session.get_one(RevisionCounter, COUNTER_ID)
-            known = state.revision if counter.config_epoch == state.config_epoch else -1
-            if counter.revision == known:
-                return None, False
-            if 0 <= known < counter.revision:
-                changes = await changes_since(session, known)
-                if changes.is_complete:
-                    return changes, known == 0
-            return await changes_since(session, 0), True
+    def _note(self, changes: Changes) -> None:
+        """Tell of revocations and bans, which wait for nothing."""
+        orders = [order_from_row(row, changes.config_epoch) for row in changes.revocations]
+        if changes.config_epoch == self._fleet.config_epoch:
+            self._fleet.announce(orders)
+        else:
+            # Everything is on its way to everybody.
+            self._fleet.remember(orders)
+        self._apply_bans(changes)
+
+    def _apply_bans(self, changes: Changes) -> None:
+        for row in changes.rows[Kind.NODE]:
+            if isinstance(row, NodeIdentity) and row.banned_at is not None:
+                self._fleet.refuse(row.id, _BANNED)
+            else:
+                self._fleet.readmit(row.id)
+        for stone in changes.tombstones:
+            if stone.kind == Kind.NODE:
+                self._fleet.readmit(stone.id)
+
+    def _is_set_back_to(self, counter: RevisionCounter) -> bool:
+        """Say whether the database is older than what was published of the same epoch, and log that once."""
+        published = self.position
+        is_set_back = (
+            counter.config_epoch == published.config_epoch and counter.revision < published.revision
+        )
+        if is_set_back:
+            if not self._is_set_back:
+                _log.error(
+                    "the database was set back",
+                    revision=counter.revision,
+                    published=published.revision,
+                )
+            if self._fleet.on_position_ahead is not None:
+                self._fleet.on_position_ahead(published)
+        self._is_set_back = is_set_back
+        return is_set_back
 
     def _schedule(self, is_urgent: bool) -> None:
         now_s = asyncio.get_running_loop().time()
@@ -175,6 +245,6 @@ class Publisher:
         self._fleet.publish(self._published)
         _log.info(
             "configuration published",
-            revision=self._published.position.revision,
-            resources=len(self._published.resources),
+            revision=self._published.revision,
+            resources=self._published.everything.count,
         )

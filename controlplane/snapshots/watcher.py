@@ -5,53 +5,61 @@
 
 One transfer runs at a time, always of what was newest when it began. What is published meanwhile
 replaces what was published before it, so a slow node skips revisions and nothing queues up.
-Revocations, counter tasks and heartbeats go between the messages of a transfer.
-
-A transfer that builds on what the node has (DELTA) belongs into `_next_transfer`; a node that
-refuses one for its position gets everything, as it does already for a transfer of nothing.
+Revocations, counter tasks and heartbeats go between the messages of a transfer. Which transfer
+comes next is decided in `decisions`.
 """
 
-import asyncio
-import contextlib
-from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final
 
-from google.protobuf.timestamp_pb2 import Timestamp
-from tollkeeper.common.v1 import errors_pb2
 from tollkeeper.config.v1 import config_service_pb2 as pb
 
-from controlplane.snapshots.references import ResourceKey
+from controlplane.snapshots.bundles import Bundler
+from controlplane.snapshots.decisions import Decision, decide, is_ahead
+from controlplane.snapshots.gate import FullGate
+from controlplane.snapshots.node_state import refusal_of
+from controlplane.snapshots.open_stream import Ending, OpenStream
+from controlplane.snapshots.opening import SecretOpener
+from controlplane.snapshots.scopes import Scope
 from controlplane.snapshots.snapshot import (
     Position,
     Snapshot,
     position_from_proto,
-    position_to_proto,
 )
+from controlplane.snapshots.tally import Publications, Tally
 from controlplane.snapshots.transfers import (
-    SecretOpener,
+    Message,
     Transfer,
+    delta_transfer,
     empty_transfer,
     full_transfer,
 )
-
-# Three silent intervals are the death of a stream.
-SILENT_HEARTBEATS: Final = 3
+from controlplane.snapshots.understanding import Understanding
 
 # 30 s: longer than any node takes to apply; afterwards something newer may be sent all the same.
 ANSWER_PATIENCE_S: Final = 30.0
 
-# More would mean that a node reads nothing; it is cut off and comes back to a whole transfer.
-MAX_QUEUED_REVOCATIONS: Final = 10_000
+# 2 s: two polls of the database. Who has something newer than that asks another control plane.
+CATCH_UP_S: Final = 2.0
 
-_MAX_PROBLEMS: Final = 20
-_MAX_QUARANTINED: Final = 100
-_MAX_TEXT: Final = 500
+_INTENTS: Final = {
+    pb.TRANSFER_INTENT_NONE: "none",
+    pb.TRANSFER_INTENT_DELTA: "delta",
+    pb.TRANSFER_INTENT_FULL: "full",
+}
 
 
-class StreamViolationError(Exception):
-    """The node said something that the contract does not allow here; the text may be shown to it."""
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the watchers of one fleet share. `on_ahead` is told where a node stands that is ahead."""
+
+    interval_s: float
+    open_secret: SecretOpener
+    gate: FullGate
+    tally: Tally
+    publications: Publications
+    on_ahead: Callable[[Position], None]
 
 
 @dataclass(slots=True)
@@ -63,171 +71,191 @@ class _Outstanding:
     sent_at_s: float = 0.0
 
 
-class Watcher:
+class Watcher(OpenStream):
     """One node's stream: decides what to say next, and keeps what was heard.
 
-    `now_s` is always the same monotonic clock. `wake` is set whenever there may be something new
-    to say; `ended` holds the reason once the stream is to be closed.
+    Leads the node to what is newest in its scope, by one transfer at a time.
     """
 
     def __init__(
-        self, hello: pb.Hello, *, interval_s: float, open_secret: SecretOpener, now_s: float
+        self,
+        hello: pb.Hello,
+        understanding: Understanding,
+        scope: Scope,
+        surroundings: Surroundings,
+        *,
+        now_s: float,
+        lives_s: float,
     ) -> None:
-        self.node_id = hello.node_id
-        self.version = hello.version
-        self.boot_id = hello.boot_id
-        self.applied = position_from_proto(hello.applied)
-        self.heard_at_s = now_s
-        self.not_ready: errors_pb2.ErrorReason.ValueType = errors_pb2.ERROR_REASON_UNSPECIFIED
-        self.unreported_records = 0
-        self.limits_unavailable = False
-        self.maintains_counters = False
-        self.oldest_unreported_at: datetime | None = None
-        self.quarantined: tuple[str, ...] = ()
-        self.wake = asyncio.Event()
-        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._problems: tuple[str, ...] = ()
-        self._refused: Position | None = None
+        """Begin with what the node said first.
+
+        Args:
+            hello: Its words.
+            understanding: What may be said to it.
+            scope: What it is sent something of.
+            surroundings: What it shares with the other streams.
+            now_s: Now.
+            lives_s: After how long the stream is to be exchanged for another one.
+        """
+        super().__init__(
+            hello,
+            understanding,
+            scope,
+            interval_s=surroundings.interval_s,
+            now_s=now_s,
+            lives_s=lives_s,
+        )
+        self._around = surroundings
+        self._bundler = Bundler(surroundings.open_secret, understanding.sealing_key)
         self._wants_everything = False
         self._is_greeted = False
+        self._is_epoch_checked = False
         self._newest: Snapshot | None = None
         self._outstanding: _Outstanding | None = None
         self._last_transfer_id = 0
-        self._revocations: deque[pb.Revocation] = deque()
-        self._counter_tasks: deque[pb.CounterTask] = deque()
-        self._interval_s = interval_s
-        self._heartbeat_at_s = now_s + interval_s
-        self._open_secret = open_secret
+        self._catches_up_until_s: float | None = None
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What was wrong with the last refused transfer, while its content is still the newest."""
-        if self._newest is None or self._refused != self._newest.position:
+        if self._newest is None or self.refused != self.wanted:
             return ()
-        return self._problems
-
-    def is_live(self, now_s: float) -> bool:
-        """Say whether the stream is open and the node was heard within three heartbeats."""
-        return not self.ended.done() and now_s < self.silent_at_s
+        return self.refusal_problems
 
     @property
-    def silent_at_s(self) -> float:
-        """When the stream is dead, unless something is heard before."""
-        return self.heard_at_s + SILENT_HEARTBEATS * self._interval_s
+    def wanted(self) -> Position:
+        """The newest position in the node's scope; an empty one before anything was published."""
+        return self._newest.position_in(self.organization_ids) if self._newest else Position()
 
-    def end(self, reason: str) -> None:
+    @property
+    def behind_since_s(self) -> float | None:
+        """When the oldest thing was published that the node lacks; None when it has the newest."""
+        if self._newest is None or self.applied == self.wanted:
+            return None
+        since_s = self._around.publications.first_after(self.applied)
+        return self.connected_at_s if since_s is None else since_s
+
+    def end(self, reason: str, ending: Ending = Ending.UNAVAILABLE) -> None:
         """Ask for the stream to be closed; the first reason counts."""
-        if not self.ended.done():
-            self.ended.set_result(reason)
-        self.wake.set()
+        super().end(reason, ending)
+        self._around.gate.leave(self)
 
     def offer(self, snapshot: Snapshot) -> None:
         """Make `snapshot` the newest; it replaces one that was not sent yet."""
         self._newest = snapshot
         self.wake.set()
 
-    def revoke(self, revocation: pb.Revocation) -> None:
-        """Send `revocation` next, ahead of everything else."""
-        if len(self._revocations) >= MAX_QUEUED_REVOCATIONS:
-            self.end("too many revocations were not read")
-            return
-        self._revocations.append(revocation)
+    def admit(self) -> None:
+        """Look whether everything may be sent now."""
         self.wake.set()
 
-    def ask(self, task: pb.CounterTask) -> None:
-        """Send `task` next, behind revocations. Whoever asks bounds how many wait at once."""
-        self._counter_tasks.append(task)
+    def check_epoch(self) -> None:
+        """Note that the database was asked since the node came: it has no later epoch than the published one."""
+        self._is_epoch_checked = True
         self.wake.set()
-
-    def withdraw(self, task: pb.CounterTask) -> None:
-        """Do not send a task any more, if it was not sent yet."""
-        with contextlib.suppress(ValueError):
-            self._counter_tasks.remove(task)
 
     # ── What to say ──────────────────────────────────────────────────────────────────────────
 
-    def next_message(self, now_s: float) -> pb.StreamConfigResponse | None:
-        """Return what to say now, or None when there is nothing before the next heartbeat or wake."""
-        if self._revocations:
-            return pb.StreamConfigResponse(revocation=self._revocations.popleft())
-        if self._counter_tasks:
-            return pb.StreamConfigResponse(counter_task=self._counter_tasks.popleft())
-        if now_s >= self._heartbeat_at_s:
-            self._heartbeat_at_s = now_s + self._interval_s
-            heartbeat = pb.Heartbeat(position=position_to_proto(self.current()))
-            return pb.StreamConfigResponse(heartbeat=heartbeat)
+    def next_message(self, now_s: float) -> Message | None:
+        """Return what to say now.
+
+        None when there is nothing before `idle_s`, or `wake`: if that is set already, others should have their turn first.
+        """
+        is_sending = self._outstanding is not None and not self._outstanding.is_sent
+        aside = self._next_aside(now_s, self.wanted, is_sending=is_sending)
+        if aside is not None:
+            return aside
         if self._outstanding is None or self._is_overdue(self._outstanding, now_s):
-            self._outstanding = self._next_outstanding()
+            self._outstanding = self._next_outstanding(now_s)
         return self._next_part(now_s)
 
     def idle_s(self, now_s: float) -> float:
         """Return how long there is nothing to say unless `wake` is set, in seconds."""
-        return max(0.0, self._heartbeat_at_s - now_s)
+        at_s = self._aside_at_s()
+        if self._catches_up_until_s is not None:
+            at_s = min(at_s, self._catches_up_until_s)
+        return max(0.0, at_s - now_s)
 
-    def current(self) -> Position:
-        """Return the newest position; an empty one before anything was published."""
-        return self._newest.position if self._newest else Position()
-
-    def _next_part(self, now_s: float) -> pb.StreamConfigResponse | None:
+    def _next_part(self, now_s: float) -> Message | None:
         outstanding = self._outstanding
         if outstanding is None or outstanding.is_sent:
             return None
         message = next(outstanding.transfer.messages)
-        if message.HasField("transfer_end"):
+        if message is None:
+            self.wake.set()
+        elif isinstance(message, bytes):
+            self._around.tally.transfer_bytes_total += len(message)
+        elif message.HasField("transfer_end"):
             outstanding.is_sent = True
             outstanding.sent_at_s = now_s
+            self._around.gate.leave(self)
         return message
 
     def _is_overdue(self, outstanding: _Outstanding, now_s: float) -> bool:
         return (
             outstanding.is_sent
             and now_s - outstanding.sent_at_s > ANSWER_PATIENCE_S
-            and self._newest is not None
-            and self._newest.position != outstanding.transfer.to
+            and self.wanted != outstanding.transfer.to
         )
 
-    def _next_outstanding(self) -> _Outstanding | None:
+    def _next_outstanding(self, now_s: float) -> _Outstanding | None:
         snapshot = self._newest
-        if snapshot is None or not self._needs(snapshot.position):
+        if snapshot is None or self.is_leaving or self.ended.done():
             return None
-        self._last_transfer_id += 1
-        return _Outstanding(self._next_transfer(snapshot))
-
-    def _needs(self, position: Position) -> bool:
-        if self._wants_everything:
-            return True
-        if position in (self.applied, self._refused) and self._is_greeted:
-            return False
-        # A node may come from a control plane that is further than this one: revisions only go up.
-        is_behind_node = (
-            self.applied.config_epoch == position.config_epoch
-            and self.applied.revision > position.revision
-        )
-        return not is_behind_node
-
-    def _next_transfer(self, snapshot: Snapshot) -> Transfer:
         # The first transfer comes in any case: a node that is up to date is told so.
+        is_known = self._is_greeted and self.wanted in (self.applied, self.refused)
+        if is_known and not self._wants_everything:
+            return None
+        if is_ahead(self.applied, self.wanted, is_epoch_checked=self._is_epoch_checked):
+            self._wait_to_catch_up(now_s)
+            return None
+        self._catches_up_until_s = None
+        decision = decide(
+            snapshot,
+            self.organization_ids,
+            self.applied,
+            has_delta=self.understanding.has_delta,
+            wants_everything=self._wants_everything,
+        )
+        if decision.intent != pb.TRANSFER_INTENT_FULL:
+            self._around.gate.leave(self)
+        elif not self._around.gate.enter(self):
+            return None
+        return _Outstanding(self._begin(snapshot, decision))
+
+    def _wait_to_catch_up(self, now_s: float) -> None:
+        """End the stream if this control plane is behind the node for long: it is never sent anything older."""
+        if self._catches_up_until_s is None:
+            self._catches_up_until_s = now_s + CATCH_UP_S
+            self._around.on_ahead(self.applied)
+        elif now_s >= self._catches_up_until_s:
+            self.end("this control plane is behind the node")
+
+    def _begin(self, snapshot: Snapshot, decision: Decision) -> Transfer:
         self._is_greeted = True
-        if snapshot.position.has_content_of(self.applied) and not self._wants_everything:
-            return empty_transfer(self._last_transfer_id, snapshot.position)
         self._wants_everything = False
+        self._last_transfer_id += 1
+        self._around.tally.transfers_total[_INTENTS[decision.intent]] += 1
+        if decision.intent == pb.TRANSFER_INTENT_NONE:
+            return empty_transfer(self._last_transfer_id, self.wanted)
+        force = snapshot.has_mass_deletion_since(self.applied, self.organization_ids)
+        if decision.difference is not None:
+            return delta_transfer(
+                self._last_transfer_id,
+                decision.difference,
+                self.applied,
+                self.wanted,
+                self._bundler,
+                force=force,
+            )
         return full_transfer(
             self._last_transfer_id,
             snapshot,
-            self._reason(snapshot.position),
-            self._open_secret,
-            force=snapshot.has_mass_deletion_since(self.applied),
+            self.organization_ids,
+            decision.reason,
+            self._bundler,
+            force=force,
         )
-
-    def _reason(self, position: Position) -> pb.TransferReason.ValueType:
-        if not self.applied.config_epoch:
-            return pb.TRANSFER_REASON_FIRST
-        if (
-            self.applied.config_epoch != position.config_epoch
-            or self.applied.revision >= position.revision
-        ):
-            return pb.TRANSFER_REASON_MISMATCH
-        return pb.TRANSFER_REASON_CHANGED
 
     # ── What was heard ───────────────────────────────────────────────────────────────────────
 
@@ -236,64 +264,46 @@ class Watcher:
 
         A node that claims another position than it was given did not apply it: that is a refusal.
         """
-        outstanding = self._answered(ack.transfer_id)
-        if outstanding is None:
+        transfer = self._answered(ack.transfer_id)
+        if transfer is None:
             return
         applied = position_from_proto(ack.applied)
-        if applied != outstanding.transfer.to:
-            self._refuse(outstanding.transfer, applied, ("acknowledged another position",))
-            return
-        self.applied = applied
-        self._refused = None
-        self.quarantined = tuple(
-            f"{ResourceKey(each.resource.kind, each.resource.id)}: {each.detail[:_MAX_TEXT]}"
-            for each in ack.quarantined[:_MAX_QUARANTINED]
-        )
+        if applied == transfer.to:
+            self.note_applied(applied, ack)
+        else:
+            self._refuse(transfer, applied, "position", ("acknowledged another position",))
 
     def hear_nack(self, nack: pb.Nack) -> None:
-        """Note that a transfer was refused: it is not sent again until something newer is there."""
-        outstanding = self._answered(nack.transfer_id)
-        if outstanding is None:
-            return
-        problems = tuple(problem[:_MAX_TEXT] for problem in nack.problems[:_MAX_PROBLEMS])
-        name = pb.NackReason.Name(nack.reason) if nack.reason in pb.NackReason.values() else "?"
-        self._refuse(
-            outstanding.transfer, position_from_proto(nack.applied), problems or (name.lower(),)
-        )
-        is_about_position = nack.reason in (pb.NACK_REASON_POSITION, pb.NACK_REASON_DIGEST)
-        if is_about_position and outstanding.transfer.intent != pb.TRANSFER_INTENT_FULL:
-            self._wants_everything = True
+        """Note that a transfer was refused: it is not sent again until something newer is there.
+
+        Everything is sent instead where the node says that a transfer does not fit what it has.
+        """
+        transfer = self._answered(nack.transfer_id)
+        if transfer is not None:
+            applied = position_from_proto(nack.applied)
+            self._refuse(transfer, applied, refusal_of(nack), tuple(nack.problems))
 
     def hear_heartbeat(self, heartbeat: pb.Heartbeat) -> None:
         """Note where the node stands; one that stands elsewhere than it said gets a transfer."""
         if heartbeat.HasField("position") and self._outstanding is None:
             self.applied = position_from_proto(heartbeat.position)
-        self.not_ready = heartbeat.not_ready
-        self.unreported_records = heartbeat.unreported_records
-        self.limits_unavailable = heartbeat.limits_unavailable
-        self.maintains_counters = heartbeat.maintains_counters
-        is_behind = heartbeat.HasField("oldest_unreported_at")
-        self.oldest_unreported_at = _instant(heartbeat.oldest_unreported_at) if is_behind else None
+        self.note_heartbeat(heartbeat)
         self.wake.set()
 
-    def _answered(self, transfer_id: int) -> _Outstanding | None:
+    def _answered(self, transfer_id: int) -> Transfer | None:
         outstanding = self._outstanding
         if outstanding is None or outstanding.transfer.transfer_id != transfer_id:
             return None
         # A node may refuse a transfer before its end; the rest of it is not sent any more.
         self._outstanding = None
+        self._around.gate.leave(self)
         self.wake.set()
-        return outstanding
+        return outstanding.transfer
 
-    def _refuse(self, transfer: Transfer, applied: Position, problems: tuple[str, ...]) -> None:
-        self.applied = applied
-        self._refused = transfer.to
-        self._problems = problems
-
-
-def _instant(timestamp: Timestamp) -> datetime | None:
-    """Return an instant of a node's; None for one that no clock shows."""
-    try:
-        return timestamp.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        return None
+    def _refuse(
+        self, transfer: Transfer, applied: Position, refusal: str, problems: tuple[str, ...]
+    ) -> None:
+        self.note_refused(transfer.to, applied, refusal, problems)
+        self._around.tally.nacks_total[refusal] += 1
+        is_unfit = refusal in ("position", "digest")
+        self._wants_everything = is_unfit and transfer.intent != pb.TRANSFER_INTENT_FULL

@@ -1,108 +1,67 @@
 """The configuration as it was last read, kept up to date change by change."""
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterable
 from typing import Final
 
-from tollkeeper.common.v1 import devices_pb2
 from tollkeeper.config.v1 import resources_pb2 as pb
 
-from controlplane.domain.digest import (
-    digest_bytes,
-    resource_hash,
-    with_resource,
-    without_resource,
-)
+from controlplane.domain.digest import resource_hash
 from controlplane.snapshots.build import Built, Gone, ResourceBuilder
 from controlplane.snapshots.consistency import ReferenceGraph
-from controlplane.snapshots.fleet import RevocationOrder
+from controlplane.snapshots.encoding import decoded, resource_entry
+from controlplane.snapshots.history import Item, Log, Removal
 from controlplane.snapshots.references import ResourceKey, references_of
-from controlplane.snapshots.snapshot import Position, SealedSecret, Snapshot
+from controlplane.snapshots.scopes import SHARED, UNRESOLVED, owner_of, parent_of
+from controlplane.snapshots.snapshot import Position, Snapshot
+from controlplane.snapshots.totals import NOTHING, FormerDigests, Totals
 from controlplane.snapshots.transfers import MAX_RESOURCE_BYTES
+from controlplane.snapshots.urgency import is_urgent
 from controlplane.store.changes import Changes
 
 # Rows between two turns of the event loop: a few milliseconds of work.
-_SLICE_ROWS: Final = 200
-
-_PRINCIPALS: Final = frozenset(
-    {
-        pb.RESOURCE_KIND_ORGANIZATION,
-        pb.RESOURCE_KIND_USER,
-        pb.RESOURCE_KIND_API_KEY,
-        pb.RESOURCE_KIND_DEVICE,
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """What a set of changes did."""
-
-    is_urgent: bool
-    """Something may be refused from now on that was admitted before: nobody waits for company."""
-    revocations: list[RevocationOrder]
-    """What can never come back: keys and devices that were revoked, principals that were deleted."""
+_SLICE_ROWS: Final = 100
 
 
 class WorkingState:
-    """All resources by kind and id, with their digest and their references.
+    """All resources by kind and id, with their owners, digests and references.
 
-    Urgent is, by the simplest rule that is sound: every change of the service's settings, of a tier
-    or of a subject's limits, whichever way they moved; every deletion; every organization that is
-    paused, user that is suspended, key that is revoked or device that is rejected, suspended or
-    revoked, also if it was before; and every device with another session token.
+    What is read from it is a `Snapshot`, which later changes do not reach; see `history`.
     """
 
     def __init__(self) -> None:
         self.config_epoch = ""
         self.revision = 0
+        self._compacted_revision = 0
         self._builder = ResourceBuilder()
         self._graph = ReferenceGraph()
-        self._resources: dict[ResourceKey, pb.Resource] = {}
-        self._secrets: dict[str, SealedSecret] = {}
-        self._hashes: dict[ResourceKey, int] = {}
-        self._digest = 0
+        self._items: dict[ResourceKey, Item] = {}
+        self._log = Log([], [])
+        self._totals: dict[str, Totals] = {SHARED: NOTHING}
+        self._everything = NOTHING
+        self._former = FormerDigests()
         self._oversized: set[ResourceKey] = set()
-        self._removals: dict[int, list[int]] = {}
 
-    async def apply(self, changes: Changes) -> Effect:
+    async def apply(self, changes: Changes) -> bool:
         """Take in `changes`, in slices that leave the event loop to others in between.
 
+        Returns whether they are urgent: something may be refused from now on that was admitted before.
         Must not be cancelled and used further: a part would be missing.
         """
-        is_urgent = False
-        revoked: list[tuple[ResourceKey, int]] = []
-        gone: set[ResourceKey] = set()
-        owners: dict[ResourceKey, tuple[ResourceKey, ...]] = {}
-        for count, item in enumerate(self._builder.build(changes), start=1):
-            if isinstance(item, Gone):
-                gone.add(item.key)
-                owners[item.key] = self._principals_above(item.key)
-                if _needs_revocation(self._remove(item)):
-                    revoked.append((item.key, item.revision))
-                is_urgent = True
-            else:
-                before = self._resources.get(item.key)
-                if _is_revoked(item.resource) and not _is_revoked(before):
-                    revoked.append((item.key, item.resource.revision))
-                is_urgent |= (
-                    item.key.kind in _ALWAYS_URGENT
-                    or _is_refused(item.resource)
-                    or _has_another_token(before, item.resource)
-                )
-                self._put(item)
-            if count % _SLICE_ROWS == 0:
-                await asyncio.sleep(0)
-        self.config_epoch = changes.config_epoch
-        self.revision = changes.revision
-        # The deletion of an owner speaks for what was deleted with it.
-        orders = [
-            RevocationOrder(key, revision, self.config_epoch)
-            for key, revision in revoked
-            if gone.isdisjoint(owners.get(key, ()))
-        ]
-        return Effect(is_urgent, orders)
+        step = _Step(self.revision, changes.revision, self._everything.digest_sum)
+        await self._take(changes, step)
+        await self._finish(step, changes)
+        return step.is_urgent
+
+    async def load(self, parts: AsyncIterable[Changes]) -> None:
+        """Take in everything, part by part; only for a state that is empty, and likewise."""
+        step: _Step | None = None
+        async for part in parts:
+            step = step or _Step(0, part.revision, 0)
+            await self._take(part, step)
+            last = part
+        if step is not None:
+            await self._finish(step, last)
 
     def problems(self) -> list[str]:
         """Return why this state must not be published: at most 20 lines, none when it may."""
@@ -111,104 +70,165 @@ class WorkingState:
 
     @property
     def position(self) -> Position:
-        """Where this state stands."""
-        return Position(self.config_epoch, self.revision, digest_bytes(self._digest))
+        """Where this state stands, for those who see everything."""
+        return Position(self.config_epoch, self.revision, self._everything.digest)
 
     def snapshot(self) -> Snapshot:
-        """Return this state as it is now; later changes do not reach it."""
-        removals: Mapping[int, tuple[int, ...]] = {
-            kind: tuple(revisions) for kind, revisions in self._removals.items()
-        }
-        return Snapshot(self.position, dict(self._resources), dict(self._secrets), removals)
-
-    def _put(self, built: Built) -> None:
-        key, resource = built.key, built.resource
-        self._digest = without_resource(self._digest, self._hashes.get(key, 0))
-        self._hashes[key] = resource_hash(
-            key.kind, key.resource_id, resource.revision, resource.payload
+        """Return this state as it is now; later changes do not reach it. It costs a step for each organization."""
+        return Snapshot(
+            self.config_epoch,
+            self.revision,
+            self._compacted_revision,
+            self._log,
+            dict(self._totals),
+            self._everything,
+            self._former,
         )
-        self._digest = with_resource(self._digest, self._hashes[key])
-        self._resources[key] = resource
-        self._graph.put(key, references_of(resource))
-        if built.secret is not None:
-            self._secrets[key.resource_id] = built.secret
-        if resource.ByteSize() > MAX_RESOURCE_BYTES:
+
+    def _resource(self, key: ResourceKey) -> pb.Resource | None:
+        found = self._items.get(key)
+        return decoded(found.entry) if found else None
+
+    async def _take(self, changes: Changes, step: "_Step") -> None:
+        """Encode what is new, and note what refers to what: whose it is can be said when all of it is there."""
+        for arrived in self._builder.build(changes):
+            if isinstance(arrived, Gone):
+                self._graph.remove(arrived.key)
+                step.arrived.append(arrived)
+            else:
+                if not step.is_first:
+                    step.is_urgent |= is_urgent(self._resource(arrived.key), arrived.resource)
+                self._graph.put(arrived.key, references_of(arrived.resource))
+                step.arrived.append(self._item(arrived, step))
+            await step.breathe()
+
+    def _item(self, built: Built, step: "_Step") -> Item:
+        key, resource = self._graph.known(built.key), built.resource
+        entry = resource_entry(resource)
+        if len(entry) > MAX_RESOURCE_BYTES:
             self._oversized.add(key)
         else:
             self._oversized.discard(key)
+        at = step.at(resource.revision)
+        return Item(key, UNRESOLVED, at, entry, len(resource.payload), built.secret)
 
-    def _principals_above(self, key: ResourceKey) -> tuple[ResourceKey, ...]:
-        targets = self._graph.targets_of(key)
-        return tuple(target for target in targets if target.kind in _PRINCIPALS)
+    async def _finish(self, step: "_Step", changes: Changes) -> None:
+        for arrived in step.arrived:
+            if isinstance(arrived, Gone):
+                self._remove(arrived, step)
+            else:
+                self._put(arrived, step)
+            await step.breathe()
+        if not step.is_first:
+            self._former.note(self.revision, step.everything_before, step.changed)
+        self.config_epoch = changes.config_epoch
+        self.revision = changes.revision
+        self._compacted_revision = changes.compacted_revision
+        step.items.sort(key=lambda item: item.at)
+        step.removals.sort(key=lambda removal: removal.at)
+        self._log.items.extend(step.items)
+        self._log.removals.extend(step.removals)
+        self._log = self._log.rewritten(len(self._items), self._compacted_revision)
 
-    def _remove(self, gone: Gone) -> pb.Resource | None:
-        """Take a resource out; return it, or None when it was not there."""
-        self._removals.setdefault(gone.key.kind, []).append(gone.revision)
-        self._digest = without_resource(self._digest, self._hashes.pop(gone.key, 0))
-        self._graph.remove(gone.key)
+    def _put(self, item: Item, step: "_Step") -> None:
+        item.owner = owner_of(item.key, self._graph.find_targets)
+        former = self._items.get(item.key)
+        is_elsewhere = former is None or former.owner != item.owner
+        if former is not None:
+            self._end(former, item.at, step, is_gone=is_elsewhere)
+        self._add(item, step)
+        if is_elsewhere and not step.is_first:
+            self._move_dependents(item.key, item.at, step)
+
+    def _remove(self, gone: Gone, step: "_Step") -> None:
+        at = step.at(gone.revision)
+        if step.is_first:
+            # Whose it was is forgotten. An id may exist again.
+            if self._graph.find_targets(gone.key) is None:
+                step.removals.append(Removal(at, gone.key, None))
+            return
+        step.is_urgent = True
+        former = self._items.pop(gone.key, None)
         self._oversized.discard(gone.key)
-        if gone.key.kind == pb.RESOURCE_KIND_CREDENTIAL:
-            self._secrets.pop(gone.key.resource_id, None)
-        return self._resources.pop(gone.key, None)
+        if former is not None:
+            self._end(former, at, step, is_gone=True)
+        elif gone.key not in step.gone:
+            # It came and went unseen, but another control plane may have shown it.
+            step.removals.append(Removal(at, gone.key, None))
+        step.gone.add(gone.key)
+
+    def _move_dependents(self, parent: ResourceKey, at: int, step: "_Step") -> None:
+        """Give what belongs to `parent` to its new owner: to the nodes of the former one it is gone."""
+        for key in self._graph.sources_of(parent):
+            former = self._items.get(key)
+            if former is None or parent_of(key, self._graph.targets_of(key)) != parent:
+                continue
+            owner = owner_of(key, self._graph.find_targets)
+            if owner == former.owner:
+                continue
+            at = max(at, former.at)
+            self._end(former, at, step, is_gone=True)
+            self._add(former.moved(owner, at), step)
+            self._move_dependents(key, at, step)
+
+    def _add(self, item: Item, step: "_Step") -> None:
+        hashed = _hash_of(item)
+        self._items[item.key] = item
+        step.items.append(item)
+        before = self._totals_before(item.owner, step)
+        self._totals[item.owner] = before.with_one(hashed, item.payload_bytes)
+        self._everything = self._everything.with_one(hashed, item.payload_bytes)
+
+    def _end(self, item: Item, at: int, step: "_Step", *, is_gone: bool) -> None:
+        item.ended = at
+        if is_gone:
+            step.removals.append(Removal(at, item.key, item.owner))
+        hashed = _hash_of(item)
+        left = self._totals_before(item.owner, step).without_one(hashed, item.payload_bytes)
+        self._everything = self._everything.without_one(hashed, item.payload_bytes)
+        if left == NOTHING and item.owner != SHARED:
+            del self._totals[item.owner]
+        else:
+            self._totals[item.owner] = left
+
+    def _totals_before(self, owner: str, step: "_Step") -> Totals:
+        found = self._totals.get(owner, NOTHING)
+        if not step.is_first:
+            step.changed.setdefault(owner, found.digest_sum)
+        return found
 
 
-_ALWAYS_URGENT: Final = frozenset(
-    {pb.RESOURCE_KIND_SERVICE, pb.RESOURCE_KIND_SUBJECT_LIMITS, pb.RESOURCE_KIND_TIER}
-)
-_CALLING_DEVICES: Final = frozenset(
-    {devices_pb2.DEVICE_STATUS_APPROVED, devices_pb2.DEVICE_STATUS_SUSPENDED}
-)
-_REFUSED_DEVICES: Final = frozenset(
-    {
-        devices_pb2.DEVICE_STATUS_REJECTED,
-        devices_pb2.DEVICE_STATUS_SUSPENDED,
-        devices_pb2.DEVICE_STATUS_REVOKED,
-    }
-)
+class _Step:
+    """What one application of changes does to the history, until it is complete."""
+
+    def __init__(self, before: int, after: int, everything_before: int) -> None:
+        self.is_first = before == 0
+        self.is_urgent = False
+        self.arrived: list[Item | Gone] = []
+        self.items: list[Item] = []
+        self.removals: list[Removal] = []
+        self.gone: set[ResourceKey] = set()
+        self.changed: dict[str, int] = {}
+        """By owner, the digest's sum as it was."""
+        self.everything_before = everything_before
+        self._before = before
+        self._after = after
+        self._count = 0
+
+    def at(self, revision: int) -> int:
+        """Return the revision from which on a change is seen.
+
+        That of its row; but what is composed may change without its own row, and must not appear in what was published.
+        """
+        return revision if revision > self._before else self._after
+
+    async def breathe(self) -> None:
+        """Leave the event loop to others after some rows."""
+        self._count += 1
+        if self._count % _SLICE_ROWS == 0:
+            await asyncio.sleep(0)
 
 
-def _is_refused(resource: pb.Resource) -> bool:
-    """Say whether a principal is rejected, revoked, suspended or paused by itself."""
-    match resource.kind:
-        case pb.RESOURCE_KIND_API_KEY:
-            return pb.ApiKey.FromString(resource.payload).revoked
-        case pb.RESOURCE_KIND_USER:
-            return pb.User.FromString(resource.payload).suspended
-        case pb.RESOURCE_KIND_ORGANIZATION:
-            return pb.Organization.FromString(resource.payload).paused
-        case pb.RESOURCE_KIND_DEVICE:
-            return pb.Device.FromString(resource.payload).status in _REFUSED_DEVICES
-        case _:
-            return False
-
-
-def _is_revoked(resource: pb.Resource | None) -> bool:
-    """Say whether a key or a device is out of service for good."""
-    if resource is None:
-        return False
-    match resource.kind:
-        case pb.RESOURCE_KIND_API_KEY:
-            return pb.ApiKey.FromString(resource.payload).revoked
-        case pb.RESOURCE_KIND_DEVICE:
-            status = pb.Device.FromString(resource.payload).status
-            return status == devices_pb2.DEVICE_STATUS_REVOKED
-        case _:
-            return False
-
-
-def _needs_revocation(deleted: pb.Resource | None) -> bool:
-    """Say whether what was deleted was somebody who might have called."""
-    if deleted is None or deleted.kind not in _PRINCIPALS:
-        return False
-    if deleted.kind == pb.RESOURCE_KIND_DEVICE:
-        # Devices that wait are forgotten by the hundred; orders about them would push others out.
-        return pb.Device.FromString(deleted.payload).status in _CALLING_DEVICES
-    return True
-
-
-def _has_another_token(before: pb.Resource | None, after: pb.Resource) -> bool:
-    """Say whether a device's former session token is refused from now on."""
-    if before is None or after.kind != pb.RESOURCE_KIND_DEVICE:
-        return False
-    former = pb.Device.FromString(before.payload).token_sha256
-    return former != pb.Device.FromString(after.payload).token_sha256
+def _hash_of(item: Item) -> int:
+    resource = decoded(item.entry)
+    return resource_hash(resource.kind, resource.id, resource.revision, resource.payload)

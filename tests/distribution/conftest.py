@@ -9,16 +9,21 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
-from tollkeeper.config.v1 import config_service_pb2_grpc as pb_grpc
+from tollkeeper.common.v1.devices_pb2 import DEVICE_STATUS_REVOKED
 
-from controlplane.rpc.config import ConfigServicer
+from controlplane.domain.kinds import Kind
+from controlplane.rpc.config import ConfigServicer, add_config_service
+from controlplane.rpc.revocations import REVOCABLE, keep_revocation
 from controlplane.secrets.sealing import MasterKey, Sealer, Secret
 from controlplane.snapshots.fleet import Fleet
+from controlplane.snapshots.identity import Identify, claims_nothing
 from controlplane.snapshots.opening import secret_opener
 from controlplane.snapshots.publisher import Publisher
+from controlplane.snapshots.streams import STREAM_LIFE_S
 from controlplane.store import tables
 from controlplane.store.database import Store
 from tests.distribution.node import Node, connected
@@ -34,6 +39,7 @@ class ControlPlane:
     store: Store
     fleet: Fleet
     address: str
+    publisher: Publisher
 
 
 class Rows:
@@ -60,14 +66,21 @@ class Rows:
             row = await tx.session.get_one(table, row_id)
             for name, value in values.items():
                 setattr(row, name, value)
+            if values.get("revoked") or values.get("status") == DEVICE_STATUS_REVOKED:
+                await keep_revocation(tx, row)
         assert tx.committed_revision is not None
         return tx.committed_revision
 
     async def delete(self, *found: tuple[type[tables.ConfigurationRow], str]) -> int:
         """Delete rows and return the revision."""
         async with self.store.transaction("test", "Delete") as tx:
-            for table, row_id in found:
-                await tx.delete(await tx.session.get_one(table, row_id))
+            gone = [await tx.session.get_one(table, row_id) for table, row_id in found]
+            # As the product does: an owner speaks for what is deleted with it.
+            highest = min(map(_rank, gone))
+            for row in gone:
+                if row.KIND in REVOCABLE and _rank(row) == highest and not _is_revoked(row):
+                    await keep_revocation(tx, row)
+                await tx.delete(row)
                 await tx.session.flush()
         assert tx.committed_revision is not None
         return tx.committed_revision
@@ -85,6 +98,20 @@ class Rows:
             rule("rule-1", priority=1),
             key(),
         )
+
+
+def _rank(row: tables.ConfigurationRow) -> int:
+    return {Kind.ORGANIZATION: 0, Kind.USER: 1}.get(row.KIND, 2)
+
+
+def _is_revoked(row: tables.ConfigurationRow) -> bool:
+    match row:
+        case tables.ApiKey():
+            return row.revoked
+        case tables.Device():
+            return row.status == DEVICE_STATUS_REVOKED
+        case _:
+            return False
 
 
 def organization(row_id: str = "org-1", name: str = "acme") -> tables.Organization:
@@ -167,20 +194,27 @@ async def running(
     interval_s: float = 5.0,
     poll_s: float = 1.0,
     max_nodes: int = 10,
+    stream_life_s: float = STREAM_LIFE_S,
+    identify: Identify = claims_nothing,
 ) -> AsyncIterator[ControlPlane]:
     """Run the distribution on `store` behind a real server."""
-    fleet = Fleet(secret_opener(SEALER), interval_s=interval_s, max_nodes=max_nodes)
+    fleet = Fleet(
+        secret_opener(SEALER),
+        interval_s=interval_s,
+        max_nodes=max_nodes,
+        stream_life_s=stream_life_s,
+    )
     publisher = Publisher(store, fleet, poll_s=poll_s)
     await publisher.load()
     server = grpc.aio.server()
-    pb_grpc.add_ConfigServiceServicer_to_server(
-        ConfigServicer(fleet, control_plane_id="cp-1", version="0.1.0"), server
+    add_config_service(
+        ConfigServicer(fleet, control_plane_id="cp-1", version="0.1.0", identify=identify), server
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     following = asyncio.create_task(publisher.run())
     try:
-        yield ControlPlane(store, fleet, f"127.0.0.1:{port}")
+        yield ControlPlane(store, fleet, f"127.0.0.1:{port}", publisher)
     finally:
         following.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -213,7 +247,8 @@ async def control_plane(store: Store, rows: Rows) -> AsyncIterator[ControlPlane]
         yield started
 
 
-Connect = Callable[[], Awaitable[Node]]
+Connect = Callable[..., Awaitable[Node]]
+"""Opens a stream; takes what `connected` takes."""
 
 
 @pytest.fixture
@@ -221,7 +256,7 @@ async def connect(control_plane: ControlPlane) -> AsyncIterator[Connect]:
     """Opens streams to the control plane and closes them after the test."""
     async with AsyncExitStack() as stack:
 
-        async def open_stream() -> Node:
-            return await stack.enter_async_context(connected(control_plane.address))
+        async def open_stream(**options: Any) -> Node:  # Any: see `connected`
+            return await stack.enter_async_context(connected(control_plane.address, **options))
 
         yield open_stream

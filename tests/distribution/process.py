@@ -72,13 +72,15 @@ async def launch(environment: Mapping[str, str]) -> asyncio.subprocess.Process:
 
 
 @asynccontextmanager
-async def program(environment: Mapping[str, str]) -> AsyncIterator[Program]:
+async def program(
+    environment: Mapping[str, str], start_s: float = START_DEADLINE_S
+) -> AsyncIterator[Program]:
     """Run the program until the block ends; ready when the block begins."""
     ready = Path(environment["TOLLKEEPER_DATA_DIR"]) / "controlplane.ready"
     ready.unlink(missing_ok=True)
     process = await launch(environment)
     try:
-        await eventually(lambda: ready.exists() or process.returncode is not None, START_DEADLINE_S)
+        await eventually(lambda: ready.exists() or process.returncode is not None, start_s)
         if process.returncode is not None:
             _, errors = await process.communicate()
             raise AssertionError(errors.decode())

@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.config.v1 import config_service_pb2 as pb
 
 from controlplane.domain.errors import DeadlineError, LimitsUnavailableError, OverloadedError
-from controlplane.rpc.nodes import node_to_proto
+from controlplane.rpc.node_views import node_to_proto
 from controlplane.snapshots.counter_tasks import MAX_RUNNING
 from controlplane.snapshots.fleet import Fleet
 from controlplane.snapshots.opening import secret_opener
@@ -179,7 +179,8 @@ async def test_an_administrator_sees_who_maintains_the_counters_and_who_is_behin
     oldest = Timestamp(seconds=1_795_000_000)
 
     def shown() -> tuple[bool, bool]:
-        found = node_to_proto(watcher, datetime.now(UTC), control_plane.fleet.now_s())
+        now_s = control_plane.fleet.now_s()
+        found = node_to_proto(watcher, datetime.now(UTC), now_s, "cp-1")
         assert found.oldest_unreported_at in (oldest, Timestamp())
         return found.maintains_counters, found.HasField("oldest_unreported_at")
 

@@ -239,9 +239,7 @@ async def effect_of(store: Store, *changes: Any) -> list[bool]:
     for change in changes:
         await change
         async with store.reading() as session:
-            urgent.append(
-                (await state.apply(await changes_since(session, state.revision))).is_urgent
-            )
+            urgent.append(await state.apply(await changes_since(session, state.revision)))
     return urgent
 
 

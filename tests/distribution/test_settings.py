@@ -53,6 +53,9 @@ def test_names_of_other_programs_are_known(
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
+        ("TLS", "yes", "'off'"),
+        ("NODE_PORT", "70000", "less than or equal to 65535"),
+        ("TLS_CERT", "/etc/tls/server.pem", "is for TOLLKEEPER_TLS=files only"),
         ("HOST", "0.0.0.0", "loopback"),  # noqa: S104 # it is refused
         ("HOST", "controlplane.example.com", "loopback"),
         ("ADMIN_PORT", "70000", "less than or equal to 65535"),
@@ -93,6 +96,32 @@ def test_a_bad_value_is_refused_by_name_and_not_shown(
     assert f"TOLLKEEPER_{name}" in line
     assert "\n" not in line
     assert value not in line or len(value) < 12
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "controlplane.example.com"])  # noqa: S104 # with TLS
+def test_with_tls_any_host_may_be_listened_on_and_nodes_share_no_token(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("TOLLKEEPER_TLS", "own")
+    monkeypatch.setenv("TOLLKEEPER_HOST", host)
+    monkeypatch.delenv("TOLLKEEPER_JOIN_TOKEN")
+
+    settings = load_settings()
+
+    assert (settings.host, settings.node_port) == (host, 50052)
+
+
+def test_the_operators_certificates_are_named_completely(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOLLKEEPER_TLS", "files")
+    monkeypatch.setenv("TOLLKEEPER_TLS_CERT", "/etc/tls/server.pem")
+
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+
+    for name in ("TLS_KEY", "TLS_CLIENT_CA"):
+        assert f"TOLLKEEPER_{name} is not set" in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["DATA_DIR", "MASTER_KEY", "BOOTSTRAP_ADMIN_TOKEN", "JOIN_TOKEN"])

@@ -39,7 +39,9 @@ async def test_a_change_reaches_a_node_within_a_second(connect: Connect, rows: R
     received = await node.follow_to(revision, deadline_s=1.0)
 
     assert (resources_pb2.RESOURCE_KIND_USER, "user-2") in received.resources
-    assert received.begin.reason == pb.TRANSFER_REASON_CHANGED
+    assert received.begin.intent == pb.TRANSFER_INTENT_FULL
+    # It knows nothing but everything: it is of version 1.
+    assert received.begin.reason == pb.TRANSFER_REASON_UNSUITED
 
 
 async def test_a_change_that_no_node_needs_moves_the_position_alone(
@@ -90,7 +92,7 @@ async def test_a_node_of_another_epoch_gets_everything(connect: Connect) -> None
     received = await node.follow()
 
     assert received.begin.intent == pb.TRANSFER_INTENT_FULL
-    assert received.begin.reason == pb.TRANSFER_REASON_MISMATCH
+    assert received.begin.reason == pb.TRANSFER_REASON_EPOCH
 
 
 async def test_a_node_with_the_same_revision_and_another_digest_gets_everything(
