@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import grpc
@@ -11,7 +12,7 @@ from tollkeeper.usage.v1 import usage_service_pb2 as pb
 from tollkeeper.usage.v1 import usage_service_pb2_grpc as pb_grpc
 
 from dataplane.control.backlog import MAX_BATCH_BYTES, MAX_BATCH_RECORDS
-from dataplane.control.channels import channel_to
+from dataplane.control.channels import LOOPBACK, Channels
 from dataplane.control.usage_records import record_from
 from dataplane.domain.calls import UsageEvent
 from dataplane.domain.counters import LedgerUnavailable
@@ -28,6 +29,7 @@ async def deliver_alone(
     node_id: str,
     events: Sequence[UsageEvent],
     deadline_seconds: float,
+    channels: Channels = LOOPBACK,
 ) -> tuple[str, ...]:
     """Write `events` to a control plane and wait until they are committed.
 
@@ -40,6 +42,7 @@ async def deliver_alone(
         node_id: Who reports.
         events: What is delivered.
         deadline_seconds: For all of it.
+        channels: How control planes are reached.
 
     Returns:
         The requests whose records the ledger never takes; they are logged.
@@ -51,62 +54,66 @@ async def deliver_alone(
     try:
         async with asyncio.timeout(deadline_seconds):
             for batch in _batches([record_from(event) for event in events]):
-                refused += await _deliver(addresses, metadata, node_id, batch)
+                refused += await _Way(addresses, metadata, node_id, channels).deliver(batch)
     except TimeoutError as error:
         raise LedgerUnavailable("abandoned requests were not acknowledged in time") from error
     return tuple(refused)
 
 
-async def _deliver(
-    addresses: Sequence[str], metadata: Metadata, node_id: str, batch: list[pb.UsageRecord]
-) -> list[str]:
-    reason = "there is no control plane"
-    for address in addresses:
-        try:
-            await _write(address, metadata, node_id, batch)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-                return await _find_refused(addresses, metadata, node_id, batch)
-            reason = f"a stream ended with {error.code().name}"
-        except asyncio.InvalidStateError:
-            reason = "a stream ended while it was written to"
-        except EOFError:
-            reason = "a stream ended without an acknowledgement"
-        else:
-            return []
-    raise LedgerUnavailable(reason)
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How batches get to a ledger; see `deliver_alone`."""
 
+    addresses: Sequence[str]
+    metadata: Metadata
+    node_id: str
+    channels: Channels
 
-async def _find_refused(
-    addresses: Sequence[str], metadata: Metadata, node_id: str, batch: list[pb.UsageRecord]
-) -> list[str]:
-    if len(batch) > 1:
-        each = [await _deliver(addresses, metadata, node_id, [record]) for record in batch]
-        return [request_id for refused in each for request_id in refused]
-    request_id = batch[0].request_id
-    _log.error("usage_record_refused", request_id=request_id)
-    return [request_id]
+    async def deliver(self, batch: list[pb.UsageRecord]) -> list[str]:
+        """Deliver a batch to any control plane; return the requests that the ledger never takes."""
+        reason = "there is no control plane"
+        for address in self.addresses:
+            try:
+                await self._write(address, batch)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                    return await self._find_refused(batch)
+                reason = f"a stream ended with {error.code().name}"
+            except asyncio.InvalidStateError:
+                reason = "a stream ended while it was written to"
+            except EOFError:
+                reason = "a stream ended without an acknowledgement"
+            else:
+                return []
+        raise LedgerUnavailable(reason)
 
+    async def _find_refused(self, batch: list[pb.UsageRecord]) -> list[str]:
+        if len(batch) > 1:
+            each = [await self.deliver([record]) for record in batch]
+            return [request_id for refused in each for request_id in refused]
+        request_id = batch[0].request_id
+        _log.error("usage_record_refused", request_id=request_id)
+        return [request_id]
 
-async def _write(
-    address: str, metadata: Metadata, node_id: str, batch: list[pb.UsageRecord]
-) -> None:
-    """Send a batch and wait for its acknowledgement.
+    async def _write(self, address: str, batch: list[pb.UsageRecord]) -> None:
+        """Send a batch and wait for its acknowledgement.
 
-    Raises:
-        grpc.aio.AioRpcError: The stream failed.
-        asyncio.InvalidStateError: It had failed before all was written.
-        EOFError: It ended, or answered something else.
-    """
-    async with channel_to(address) as channel:
-        call: _Call = pb_grpc.UsageServiceStub(channel).ReportUsage(metadata=metadata)
-        try:
-            await call.write(pb.ReportUsageRequest(batch_id=1, node_id=node_id, records=batch))
-            response = await call.read()
-            if not isinstance(response, pb.ReportUsageResponse) or response.batch_id != 1:
-                raise EOFError("the batch was not acknowledged")
-        finally:
-            call.cancel()
+        Raises:
+            grpc.aio.AioRpcError: The stream failed.
+            asyncio.InvalidStateError: It had failed before all was written.
+            EOFError: It ended, or answered something else.
+        """
+        async with self.channels.to(address) as channel:
+            stub = pb_grpc.UsageServiceStub(channel)
+            call: _Call = stub.ReportUsage(metadata=self.metadata)
+            try:
+                request = pb.ReportUsageRequest(batch_id=1, node_id=self.node_id, records=batch)
+                await call.write(request)
+                response = await call.read()
+                if not isinstance(response, pb.ReportUsageResponse) or response.batch_id != 1:
+                    raise EOFError("the batch was not acknowledged")
+            finally:
+                call.cancel()
 
 
 def _batches(records: list[pb.UsageRecord]) -> Iterator[list[pb.UsageRecord]]:

@@ -5,31 +5,46 @@ from dataclasses import replace
 from typing import Final
 
 from dataplane.domain.refusals import Reason, Refusal
+from dataplane.domain.revocations import is_for_good, overrules
 from dataplane.domain.snapshot import Snapshot
 
 _RETRY_SECONDS: Final = 5
-Revoked = frozenset[tuple[str, str]]
+# Credentials whose revocation the snapshot contains; the newest of them are remembered.
+_MAX_CONTAINED: Final = 50_000
+Subject = tuple[str, str]
+Mark = tuple[str, int]
+Revoked = frozenset[Subject]
 
 
 class CurrentSnapshot:
     """Holds the snapshot that new requests begin with.
 
-    A revocation may arrive ahead of the transfer that contains it: it is kept, with its revision,
-    on top of every older snapshot, and dropped by the first that is as new.
+    A revocation may arrive ahead of the transfer that contains it: it is kept, with its position, on
+    top of every snapshot that it overrules. Credentials stay revoked even when a database that was
+    restored does not know it any more: what this process heard of them counts in every other epoch.
+
+    Attributes:
+        must_hear_control_plane: What was revoked cannot be read from the disk, so that the snapshot
+            from there may let somebody in who was shut out: nobody is served until a control plane
+            has said where the configuration stands.
     """
 
     def __init__(self, on_termination: Callable[[Revoked], None] | None = None) -> None:
+        """Begin without a snapshot; `on_termination` ends streams in flight."""
         self._snapshot: Snapshot | None = None
-        self._pending: dict[tuple[str, str], tuple[str, int]] = {}
+        # Ahead of the snapshot, and those of credentials that it contains, oldest first.
+        self._pending: dict[Subject, Mark] = {}
+        self._contained: dict[Subject, Mark] = {}
         self._on_termination = on_termination
+        self.must_hear_control_plane = False
 
     def get(self) -> Snapshot:
         """Return the snapshot in force.
 
         Raises:
-            Refusal: CONFIGURATION_UNAVAILABLE when there never was one.
+            Refusal: CONFIGURATION_UNAVAILABLE when there never was one, or it must not be served.
         """
-        if self._snapshot is None:
+        if self._snapshot is None or self.must_hear_control_plane:
             raise Refusal(
                 Reason.CONFIGURATION_UNAVAILABLE,
                 "This proxy has no configuration yet.",
@@ -39,38 +54,65 @@ class CurrentSnapshot:
 
     @property
     def latest(self) -> Snapshot | None:
-        """Return the snapshot in force, or None."""
+        """Return the snapshot in force, or None; it need not be one that may be served."""
         return self._snapshot
 
     @property
-    def revocations(self) -> Mapping[tuple[str, str], tuple[str, int]]:
+    def is_serving(self) -> bool:
+        """Return whether `get` gives a snapshot."""
+        return self._snapshot is not None and not self.must_hear_control_plane
+
+    @property
+    def revocations(self) -> Mapping[Subject, Mark]:
         """Return what is revoked ahead of a transfer: subject → (config epoch, revision)."""
         return dict(self._pending)
 
+    @property
+    def pending_count(self) -> int:
+        """Return how many subjects are revoked ahead of a transfer."""
+        return len(self._pending)
+
     def replace(self, snapshot: Snapshot) -> None:
         """Put `snapshot` in force; requests in flight finish on theirs."""
-        position = snapshot.position
-        self._pending = {
-            subject: (epoch, revision)
-            for subject, (epoch, revision) in self._pending.items()
-            if epoch == position.config_epoch and revision > position.revision
-        }
-        self._snapshot = replace(snapshot, revoked=frozenset(self._pending))
+        before = self._snapshot
+        if before is None or before.position.config_epoch != snapshot.position.config_epoch:
+            # Nothing that is remembered can be compared with it any more.
+            self._pending = {**self._contained, **self._pending}
+            self._contained = {}
+        pending = {}
+        for subject, mark in self._pending.items():
+            if _overrules(subject, mark, snapshot):
+                pending[subject] = mark
+            else:
+                self._remember(subject, mark)
+        self._pending = pending
+        self._snapshot = replace(snapshot, revoked=frozenset(pending))
 
     def revoke(
-        self, subject: tuple[str, str], config_epoch: str, revision: int, *, terminates: bool
+        self, subject: Subject, config_epoch: str, revision: int, *, terminates: bool
     ) -> None:
         """Refuse `subject` (kind, id) from now on; end its streams in flight if asked."""
         snapshot = self._snapshot
-        is_older = snapshot is None or (
-            snapshot.position.config_epoch != config_epoch or snapshot.position.revision < revision
-        )
-        if is_older:
+        mark = config_epoch, revision
+        if snapshot is None or _overrules(subject, mark, snapshot):
             # They may come out of order: the newest one says which transfer contains them all.
-            epoch, newest = self._pending.get(subject, (config_epoch, revision))
-            newest = max(newest, revision) if epoch == config_epoch else revision
-            self._pending[subject] = (config_epoch, newest)
-        if snapshot is not None and is_older:
-            self._snapshot = replace(snapshot, revoked=frozenset(self._pending))
+            self._pending[subject] = max(mark, self._pending.get(subject, mark))
+            if snapshot is not None:
+                self._snapshot = replace(snapshot, revoked=frozenset(self._pending))
+        else:
+            self._remember(subject, mark)
         if terminates and self._on_termination is not None:
             self._on_termination(frozenset({subject}))
+
+    def _remember(self, subject: Subject, mark: Mark) -> None:
+        """Remember a credential whose revocation the snapshot contains, for other epochs."""
+        if not is_for_good(subject[0]):
+            return
+        self._contained[subject] = mark
+        if len(self._contained) > _MAX_CONTAINED:
+            del self._contained[next(iter(self._contained))]
+
+
+def _overrules(subject: Subject, mark: Mark, snapshot: Snapshot) -> bool:
+    position = snapshot.position
+    return overrules(subject[0], *mark, position.config_epoch, position.revision)

@@ -18,7 +18,7 @@ from tollkeeper.common.v1 import devices_pb2
 from tollkeeper.enrollment.v1 import device_enrollment_service_pb2 as pb
 from tollkeeper.enrollment.v1 import device_enrollment_service_pb2_grpc as pb_grpc
 
-from dataplane.control.channels import channel_to, check_address
+from dataplane.control.channels import LOOPBACK, ChannelCache, Channels, credentials_of
 from dataplane.control.enrollment_refusals import refusal_for, unavailable
 from dataplane.domain.principals import DeviceStatus
 from dataplane.domain.refusals import Reason, Refusal
@@ -60,21 +60,22 @@ class Enrollment:
         node_token: str,
         node_id: str,
         deadline_seconds: float = DEADLINE_SECONDS,
+        channels: Channels = LOOPBACK,
     ) -> None:
         """Prepare; nothing is opened yet.
 
         Raises:
-            ValueError: An address is not on loopback, or there is none.
+            ValueError: An address cannot be used, or there is none.
         """
         if not addresses:
             raise ValueError("enrollment needs the address of a control plane")
         for address in addresses:
-            check_address(address)
+            channels.check(address)
         self._addresses = tuple(addresses)
-        self._metadata = (("authorization", f"Bearer {node_token}"),)
+        self._metadata = credentials_of(node_token)
         self._node_id = node_id
         self._deadline_seconds = deadline_seconds
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels = ChannelCache(channels)
         self._turn = 0
         self._under_way = 0
         self._turns = asyncio.Semaphore(MAX_AT_A_TIME)
@@ -102,8 +103,7 @@ class Enrollment:
     async def aclose(self) -> None:
         """Close the channels; registrations under way are refused."""
         self._is_closed = True
-        for channel in self._channels.values():
-            await channel.close()
+        await self._channels.aclose()
 
     @asynccontextmanager
     async def _turn_before(self, ends: float) -> AsyncIterator[None]:
@@ -156,9 +156,7 @@ class Enrollment:
             if self._is_closed:
                 break
             address = self._addresses[turn % len(self._addresses)]
-            channel = self._channels.get(address)
-            if channel is None:
-                channel = self._channels[address] = channel_to(address)
+            channel = self._channels.to(address)
             left = ends - asyncio.get_running_loop().time()
             if await _connects(channel, min(_CONNECT_SECONDS, left)):
                 self._turn = turn

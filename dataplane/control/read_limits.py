@@ -36,8 +36,8 @@ _WINDOWS: Final = {
 }
 
 
-def read_limits(each: RawResource, message: pb.SubjectLimits, now_ms: int) -> SubjectLimits:
-    """Return what is configured for one subject; nothing for a kind that is not known here.
+def read_limits(each: RawResource, message: pb.SubjectLimits, now_ms: int) -> SubjectLimits | None:
+    """Return what is configured for one subject; None for a kind that is not known here.
 
     Temporary limits that are over at `now_ms`, in Unix milliseconds, are left out: a clock that is
     set back must not bring them back.
@@ -51,7 +51,7 @@ def read_limits(each: RawResource, message: pb.SubjectLimits, now_ms: int) -> Su
     subject = _SUBJECTS.get(message.subject_kind)
     if subject is None:
         # A kind of a newer control plane matches nobody here.
-        return SubjectLimits()
+        return None
     is_global = subject is SubjectKind.GLOBAL
     # Limits are found by the id of their resource.
     if each.resource_id != (subject.value if is_global else f"{subject}:{message.subject_id}"):

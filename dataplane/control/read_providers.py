@@ -1,6 +1,6 @@
 """Where calls go: credentials, providers and routers as a snapshot has them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -32,17 +32,17 @@ class OwnedCredential(NamedTuple):
 def read_credential(
     each: RawResource,
     message: pb.Credential,
-    secrets: Mapping[str, RawSecret],
-    provider_ids: Collection[str],
+    sent: RawSecret | None,
+    *,
+    is_provider_there: bool,
 ) -> OwnedCredential:
     """Return a credential, without a secret when the one of its version was not sent.
 
     Raises:
         UnusableResourceError: Its provider is not there.
     """
-    if message.provider_id not in provider_ids:
+    if not is_provider_there:
         raise UnusableResourceError(f"its provider {message.provider_id!r} is not there")
-    sent = secrets.get(each.resource_id)
     secret = sent.secret if sent is not None and sent.version == message.version else None
     credential = Credential(each.resource_id, message.name, message.version, secret)
     return OwnedCredential(credential, message.provider_id)

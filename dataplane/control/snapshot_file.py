@@ -1,189 +1,181 @@
-"""The last known good configuration, kept on disk under the node's key."""
+"""Whole configurations in two generations on the disk, under the node's key.
+
+`snapshot` is the newer one, `snapshot.previous` the one before. Each is written beside them and takes
+its name when it is whole, so that whenever the process or the host dies, one is there. The first
+frame says the position, the others hold the parts of `kept_changes`.
+
+Calls block on the disk: make them in a thread, one at a time.
+"""
 
 import contextlib
-import os
-import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
-import structlog
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-FRAME_BYTES: Final = 1024 * 1024
+from dataplane.control.frame_file import FrameFile, set_aside, sync_directory
+from dataplane.control.frames import CorruptFileError, FrameKey, Place
+from dataplane.control.kept_changes import Fold, joined, parts_in
+from dataplane.domain.snapshot import Position
+
 CURRENT: Final = "snapshot"
 PREVIOUS: Final = "snapshot.previous"
+_MAGIC: Final = b"TKSNAP02"
+# The disk writes while there is more to encode, and whoever else syncs does not wait for all of it.
+_SYNC_BYTES: Final = 8 * 1024 * 1024
 
-_MAGIC: Final = b"TKSNAP01"
-_KEY_ID_BYTES: Final = 16
-_FILE_ID_BYTES: Final = 16
-_NONCE_BYTES: Final = 12
-_TAG_BYTES: Final = 16
-_HEADER_BYTES: Final = len(_MAGIC) + _KEY_ID_BYTES + _FILE_ID_BYTES
-_FRAME_HEAD: Final = struct.Struct(f"<I?{_NONCE_BYTES}s")
-_FRAME_PLACE: Final = struct.Struct("<Q?")
-# Evidence for a person; more of it says nothing new.
-_MAX_CORRUPT_FILES: Final = 10
-
-_log: Final = structlog.get_logger(__name__)
+_position_decoder: Final = msgspec.msgpack.Decoder(tuple[str, int, bytes])
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
-    """A whole configuration as it was received.
+class Generation:
+    """A whole configuration that is on the disk."""
 
-    `resources` are (kind, id, revision, payload), `secrets` (credential id, version, secret).
-    Neither is printed: payloads hold names, secrets are secret.
-    """
-
-    config_epoch: str
-    revision: int
-    digest: bytes
-    resources: list[tuple[int, str, int, bytes]] = field(repr=False)
-    secrets: list[tuple[str, int, bytes]] = field(repr=False)
-
-
-class CorruptSnapshotError(Exception):
-    """A file is not what was written."""
-
-
-class WrongKeyError(CorruptSnapshotError):
-    """A file was written under another node key."""
+    file_id: bytes
+    position: Position
+    size_bytes: int
 
 
 class SnapshotFile:
-    """Two generations of `Contents` in one directory, encrypted and authenticated.
-
-    Calls block on the disk: run them in a thread, one at a time.
-    """
+    """Two generations in one directory."""
 
     def __init__(self, directory: Path, node_key: bytes) -> None:
-        self._directory = directory
-        self._key_id = _derive(node_key, b"tollkeeper snapshot key id v1", _KEY_ID_BYTES)
-        self._aead = AESGCM(_derive(node_key, b"tollkeeper snapshot v1", 32))
-        self._decoder = msgspec.msgpack.Decoder(Contents)
+        self.directory = directory
+        self._key = FrameKey(node_key, _MAGIC)
 
-    def write(self, contents: Contents) -> None:
-        """Make `contents` the newest generation, and the newest so far the older one.
-
-        Whenever the process or the machine dies, one whole generation is there.
+    def begin(self, position: Position) -> "NewGeneration":
+        """Begin another generation; it counts when it is finished.
 
         Raises:
-            OSError: The disk does not take it; the generations so far stay.
+            OSError: The disk does not take it.
         """
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        current, temporary = self._directory / CURRENT, self._directory / f"{CURRENT}.tmp"
+        temporary = self.directory / f"{CURRENT}.tmp"
+        temporary.unlink(missing_ok=True)
+        file = FrameFile.create(temporary, self._key)
+        new = NewGeneration(file, position)
         try:
-            temporary.unlink(missing_ok=True)
-            # O_EXCL: never through a link that somebody else put there.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            with open(os.open(temporary, flags, 0o600), "wb") as file:
-                for part in self._sealed(msgspec.msgpack.encode(contents)):
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
+            file.append(
+                msgspec.msgpack.encode((position.config_epoch, position.revision, position.digest))
+            )
         except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            new.abort()
             raise
-        with contextlib.suppress(FileNotFoundError):
-            current.rename(self._directory / PREVIOUS)
-        temporary.rename(current)
-        _sync_directory(self._directory)
+        return new
 
-    def read(self) -> Contents | None:
-        """Return the newest generation that is intact; None when there is none.
+    def read(self, name: str, fold: Fold) -> Generation | None:
+        """Fold a generation, which is not changed; None when there is none of that name.
 
-        A generation that is not intact is renamed, so that a person can look at it.
+        Raises:
+            CorruptFileError: It is not what was written.
+            OSError: It cannot be read.
         """
-        return next(self.generations(), None)
+        path = self.directory / name
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return None
+        with file:
+            place, position = self._read_first(file)
+            is_whole = False
+            for plain, is_last, behind in self._key.frames(file, place):
+                for part in parts_in(plain):
+                    fold.add(part)
+                place, is_whole = behind, is_last
+                if is_last:
+                    break
+            if not is_whole or fold.position != position:
+                raise CorruptFileError("it ends early")
+            if file.read(1):
+                raise CorruptFileError("something follows its last frame")
+        return Generation(place.file_id, position, place.offset)
 
-    def generations(self) -> Iterator[Contents]:
-        """Yield those that are intact, newest first; each is read when it is asked for."""
+    def look(self) -> Iterator[Generation | None]:
+        """Yield what the generations begin with: None for one that nobody can read.
+
+        What follows the beginning is not looked at.
+        """
         for name in (CURRENT, PREVIOUS):
-            path = self._directory / name
             try:
-                contents = self._opened(path.read_bytes())
+                with (self.directory / name).open("rb") as file:
+                    place, position = self._read_first(file)
             except FileNotFoundError:
                 continue
-            except WrongKeyError:
-                _log.error("snapshot file was written under another node key", file=name)
-            except CorruptSnapshotError as error:
-                _log.error("snapshot file is corrupt", file=name, error=str(error))
-            except OSError as error:
-                _log.error("snapshot file cannot be read", file=name, error=repr(error))
-                continue
+            except (OSError, CorruptFileError):
+                yield None
             else:
-                yield contents
-                continue
-            self._set_aside(path)
+                yield Generation(place.file_id, position, place.offset)
 
-    def _sealed(self, plain: bytes) -> Iterator[bytes]:
-        header = _MAGIC + self._key_id + os.urandom(_FILE_ID_BYTES)
-        yield header
-        view = memoryview(plain)
-        for index, start in enumerate(range(0, len(view), FRAME_BYTES)):
-            frame = view[start : start + FRAME_BYTES]
-            is_last = start + FRAME_BYTES >= len(view)
-            nonce = os.urandom(_NONCE_BYTES)
-            place = header + _FRAME_PLACE.pack(index, is_last)
-            sealed = self._aead.encrypt(nonce, frame, place)
-            yield _FRAME_HEAD.pack(len(sealed), is_last, nonce)
-            yield sealed
+    def exists(self) -> bool:
+        """Return whether there is a file of any generation, whatever is in it."""
+        return any((self.directory / name).exists() for name in (CURRENT, PREVIOUS))
 
-    def _opened(self, data: bytes) -> Contents:
-        header = data[:_HEADER_BYTES]
-        if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
-            raise CorruptSnapshotError("its head is not one of ours")
-        if header[len(_MAGIC) : len(_MAGIC) + _KEY_ID_BYTES] != self._key_id:
-            raise WrongKeyError
-        try:
-            return self._decoder.decode(b"".join(self._frames(header, memoryview(data))))
-        except InvalidTag as error:
-            raise CorruptSnapshotError("a frame was changed") from error
-        except msgspec.DecodeError as error:
-            # Authentic, so written by another version of this program; the text may quote it.
-            raise CorruptSnapshotError("its contents have another form") from error
+    def set_aside(self, name: str, why: str) -> None:
+        """Take a generation that cannot be used out of the way, for a person to look at."""
+        set_aside(self.directory / name, name, why)
 
-    def _frames(self, header: bytes, data: memoryview) -> Iterator[bytes]:
-        start, index, is_last = _HEADER_BYTES, 0, False
-        while not is_last:
-            head = data[start : start + _FRAME_HEAD.size]
-            if len(head) < _FRAME_HEAD.size:
-                raise CorruptSnapshotError("it ends early")
-            length, is_last, nonce = _FRAME_HEAD.unpack(head)
-            start += _FRAME_HEAD.size
-            sealed = data[start : start + length]
-            if len(sealed) < length or not _TAG_BYTES < length <= FRAME_BYTES + _TAG_BYTES:
-                raise CorruptSnapshotError("a frame has a wrong length")
-            yield self._aead.decrypt(nonce, sealed, header + _FRAME_PLACE.pack(index, is_last))
-            start, index = start + length, index + 1
-        if start != len(data):
-            raise CorruptSnapshotError("something follows its last frame")
+    def drop_previous(self) -> None:
+        """Remove the older generation.
 
-    def _set_aside(self, path: Path) -> None:
-        names = [
-            path.with_name(f"{path.name}.corrupt-{n}") for n in range(1, _MAX_CORRUPT_FILES + 1)
-        ]
-        target = next((name for name in names if not name.exists()), names[-1])
-        try:
-            path.rename(target)
-        except OSError as error:
-            _log.error("corrupt snapshot file cannot be set aside", error=repr(error))
+        Raises:
+            OSError: It stays.
+        """
+        (self.directory / PREVIOUS).unlink(missing_ok=True)
+        sync_directory(self.directory)
+
+    def _read_first(self, file: BinaryIO) -> tuple[Place, Position]:
+        for plain, _, place in self._key.frames(file, self._key.read_header(file)):
+            try:
+                return place, Position(*_position_decoder.decode(plain))
+            except msgspec.DecodeError as error:
+                raise CorruptFileError("its position has another form") from error
+        raise CorruptFileError("it ends early")
 
 
-def _derive(node_key: bytes, purpose: bytes, length: int) -> bytes:
-    return HKDF(algorithm=SHA256(), length=length, salt=None, info=purpose).derive(node_key)
+class NewGeneration:
+    """A generation being written; `abort` it unless `finish` returned."""
 
+    def __init__(self, file: FrameFile, position: Position) -> None:
+        """Use `SnapshotFile.begin`."""
+        self._file = file
+        self._position = position
+        self._synced = 0
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def add(self, parts: list[bytes], *, is_last: bool = False) -> None:
+        """Write parts as one frame.
+
+        Raises:
+            OSError: The disk does not take it.
+        """
+        self._file.append(joined(parts), is_last=is_last)
+        if self._file.place.offset - self._synced >= _SYNC_BYTES:
+            self._file.sync()
+            self._synced = self._file.place.offset
+
+    def finish(self, *, rotates: bool) -> Generation:
+        """Make this the newest generation.
+
+        Args:
+            rotates: The newest so far becomes the older one; else it is replaced, as one is that
+                cannot be served.
+
+        Raises:
+            OSError: The disk does not take it; one generation of before is there at least.
+        """
+        self._file.sync()
+        self._file.close()
+        temporary, directory = self._file.path, self._file.path.parent
+        if rotates:
+            with contextlib.suppress(FileNotFoundError):
+                (directory / CURRENT).rename(directory / PREVIOUS)
+        temporary.rename(directory / CURRENT)
+        sync_directory(directory)
+        return Generation(self._file.place.file_id, self._position, self._file.place.offset)
+
+    def abort(self) -> None:
+        """Remove what was written, as far as the disk lets."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import grpc.aio
 from tollkeeper.usage.v1 import usage_service_pb2 as pb
 from tollkeeper.usage.v1 import usage_service_pb2_grpc as pb_grpc
 
-from dataplane.control.channels import channel_to, check_address
+from dataplane.control.channels import LOOPBACK, ChannelCache, Channels, credentials_of
 from dataplane.control.counter_messages import (
     counter_from_proto,
     counter_to_proto,
@@ -45,7 +45,11 @@ class LedgerClient:
     """
 
     def __init__(
-        self, addresses: Sequence[str], node_token: str, call_seconds: float = CALL_SECONDS
+        self,
+        addresses: Sequence[str],
+        node_token: str,
+        call_seconds: float = CALL_SECONDS,
+        channels: Channels = LOOPBACK,
     ) -> None:
         """Prepare; connections are opened by the first question.
 
@@ -53,18 +57,19 @@ class LedgerClient:
             addresses: Control planes, `host:port`.
             node_token: What this node proves itself with.
             call_seconds: For the answer of one of them, or the next part of it.
+            channels: How they are reached.
 
         Raises:
-            ValueError: An address is not on loopback, or there is none.
+            ValueError: An address cannot be used, or there is none.
         """
         if not addresses:
             raise ValueError("sums need the address of a control plane")
         for address in addresses:
-            check_address(address)
+            channels.check(address)
         self._addresses = tuple(addresses)
-        self._metadata = (("authorization", f"Bearer {node_token}"),)
+        self._metadata = credentials_of(node_token)
         self._call_seconds = call_seconds
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels = ChannelCache(channels)
         self._preferred = 0
 
     async def sums(self, counters: Sequence[CounterName]) -> list[int]:
@@ -136,8 +141,7 @@ class LedgerClient:
 
     async def aclose(self) -> None:
         """Close the connections; questions under way fail."""
-        for channel in self._channels.values():
-            await channel.close()
+        await self._channels.aclose()
 
     async def _sums(self, counters: Sequence[CounterName]) -> Sequence[int]:
         request = pb.SumUsageRequest(counters=map(counter_to_proto, counters))
@@ -153,7 +157,7 @@ class LedgerClient:
 
     async def _reporters(self, address: str) -> Sequence[str]:
         async with asyncio.timeout(self._call_seconds):
-            stub = pb_grpc.UsageServiceStub(self._channel_to(address))
+            stub = pb_grpc.UsageServiceStub(self._channels.to(address))
             request = pb.ListReportersRequest()
             return (await stub.ListReporters(request, metadata=self._metadata)).node_ids
 
@@ -179,7 +183,7 @@ class LedgerClient:
         reason = ""
         for _ in range(min(_MOST_ASKED, len(self._addresses))):
             place = self._preferred
-            channel = self._channel_to(self._addresses[place])
+            channel = self._channels.to(self._addresses[place])
             try:
                 async with asyncio.timeout(self._call_seconds):
                     return await ask(pb_grpc.UsageServiceStub(channel))
@@ -189,12 +193,6 @@ class LedgerClient:
             if place == self._preferred:
                 self._preferred = (place + 1) % len(self._addresses)
         raise LedgerUnavailable(f"sums were not answered: {reason}")
-
-    def _channel_to(self, address: str) -> grpc.aio.Channel:
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = self._channels[address] = channel_to(address)
-        return channel
 
 
 async def _read(call: _List) -> _Batch:

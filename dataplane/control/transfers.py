@@ -1,112 +1,199 @@
-"""A transfer being received: nothing of it counts before its end."""
+"""A transfer being received: nothing of it counts before its end.
 
-from dataclasses import dataclass, field
+Its resources are compared with what is held as they arrive, so that a transfer of everything which
+changes little costs little: what is equal is the object that is held already. What the transfer does
+to what is held is a `Change`; `dataplane/control/differences.py` finds it when all is here.
+
+A peer is not trusted to keep to the contract: whatever it sends is taken or refused, within ceilings.
+"""
+
 from typing import Final
 
 from tollkeeper.common.v1 import position_pb2
 from tollkeeper.config.v1 import config_service_pb2 as pb
+from tollkeeper.config.v1 import resources_pb2
 
+from dataplane.control.holdings import Holdings, Key
 from dataplane.control.raw_resources import RawResource, RawSecret
-from dataplane.domain.digest import digest_of, resource_hash
+from dataplane.control.refused import RefusedTransferError
+from dataplane.control.sealing import SealingKey, UnsealableError
+from dataplane.control.slices import Slices
+from dataplane.domain.digest import DIGEST_BYTES, resource_hash
 from dataplane.domain.secret import Secret
 from dataplane.domain.snapshot import Position
 
+# What one node takes: ten times the largest configuration that is measured.
 MAX_RESOURCES: Final = 1_000_000
 MAX_BYTES: Final = 512 * 1024 * 1024
-_GUARDED_ENTRIES: Final = 100
-
-Key = tuple[int, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """A whole configuration as received: what is compiled, hashed and written to disk."""
-
-    position: Position
-    resources: dict[Key, RawResource]
-    secrets: dict[str, RawSecret]
-    hashes: dict[Key, int] = field(default_factory=dict)
+MAX_CHUNK_BYTES: Final = 1024 * 1024
+_INTENTS: Final = frozenset(
+    {pb.TRANSFER_INTENT_NONE, pb.TRANSFER_INTENT_DELTA, pb.TRANSFER_INTENT_FULL}
+)
+# What is malformed is answered like what builds on another position: a FULL is wanted.
+MALFORMED: Final = pb.NACK_REASON_POSITION
 
 
-EMPTY: Final = Contents(Position("", 0, bytes(32)), {}, {})
-
-
-class RefusedTransferError(Exception):
-    """A transfer is refused whole; the old configuration stays."""
-
-    def __init__(self, reason: pb.NackReason.ValueType, *problems: str) -> None:
-        super().__init__("; ".join(problems))
-        self.reason = reason
-        self.problems = problems
-
-
-@dataclass(slots=True)
 class IncomingTransfer:
-    """The chunks of one transfer, added up."""
+    """The chunks of one transfer, added up.
 
-    begin: pb.TransferBegin
-    chunks: int = 0
-    size_bytes: int = 0
-    resources: dict[Key, RawResource] = field(default_factory=dict)
-    removed: set[Key] = field(default_factory=set)
-    secrets: dict[str, RawSecret] = field(default_factory=dict)
+    Attributes:
+        transfer_id: Its id on its stream.
+        intent: How it relates to what the node has.
+        start: DELTA: the position that it builds on.
+        to: The position after it.
+        is_forced: It may remove most of a kind.
+        put: The resources so far; those that equal what is held are what is held.
+        hashes: What each of them adds to the digest.
+        counts: How many there are of each kind.
+        total: The sum of `hashes`.
+        removed: What is gone, of a DELTA.
+        secrets: The secrets so far, by credential id.
+    """
 
-    def add(self, chunk: pb.TransferChunk) -> None:
-        """Take a chunk.
+    def __init__(self, begin: pb.TransferBegin, sealing_key: SealingKey | None = None) -> None:
+        """Open a transfer; secrets in it may be sealed to `sealing_key`.
 
         Raises:
-            RefusedTransferError: It is larger than a node takes.
+            RefusedTransferError: What is announced is not what a node takes.
         """
-        self.chunks += 1
+        self.transfer_id = begin.transfer_id
+        self.intent = begin.intent
+        self.start = position_from_proto(getattr(begin, "from"))
+        self.to = position_from_proto(begin.to)
+        self.is_forced = begin.force
+        self.put: dict[Key, RawResource] = {}
+        self.hashes: dict[Key, int] = {}
+        self.counts: dict[int, int] = {}
+        self.total = 0
+        self.removed: set[Key] = set()
+        self.secrets: dict[str, RawSecret] = {}
+        self._sealing_key = sealing_key
+        self._announced_resources = begin.resource_count
+        self._announced_bytes = begin.payload_bytes
+        self._chunks = 0
+        self._payload_bytes = 0
+        # Ids and secrets too: they take memory as well as payloads do.
+        self._size_bytes = 0
+        self._check_announced()
+
+    async def add(self, chunk: pb.TransferChunk, held: Holdings) -> None:
+        """Take a chunk, comparing it with what is `held`; the event loop is given back in between.
+
+        Raises:
+            RefusedTransferError: It is larger than a node takes or than was announced, holds something
+                twice or what its intent does not allow, or a secret cannot be opened. The transfer
+                is over then.
+        """
+        self._chunks += 1
+        if chunk.ByteSize() > MAX_CHUNK_BYTES:
+            raise RefusedTransferError(pb.NACK_REASON_GUARD, "a chunk is larger than 1 MiB")
+        self._check_allowed(chunk)
+        slices = Slices()
         for each in chunk.resources:
-            raw = RawResource(each.kind, each.id, each.revision, each.payload)
-            self.resources[each.kind, each.id] = raw
-            self.size_bytes += len(each.payload) + len(each.id)
+            self._put(each, held)
+            if slices.is_over:
+                await slices.breathe()
         for ref in chunk.removed:
-            self.removed.add((ref.kind, ref.id))
+            self._remove(ref)
+            if slices.is_over:
+                await slices.breathe()
         for bundle in chunk.secrets:
-            self.secrets[bundle.credential_id] = RawSecret(
-                bundle.credential_id, bundle.version, Secret(bundle.secret)
-            )
-        if len(self.resources) > MAX_RESOURCES or self.size_bytes > MAX_BYTES:
-            raise RefusedTransferError(pb.NACK_REASON_GUARD, "it is larger than this node takes")
+            self._keep_secret(bundle)
+            await slices.breathe()
+        self._check_size()
 
-    def contents(self, old: Contents, end: pb.TransferEnd) -> Contents:
-        """Return what the configuration is after this transfer, checked against its digest.
+    async def remains(self) -> list[object]:
+        """Return what it still holds, to be let go of in slices; it holds nothing after."""
+        slices = Slices()
+        remains: list[object] = [*self.put]
+        await slices.breathe()
+        remains += self.put.values()
+        self.put = {}
+        await slices.breathe()
+        remains += self.hashes.values()
+        self.hashes = {}
+        return remains
+
+    def check_complete(self, end: pb.TransferEnd) -> None:
+        """Check that all chunks are here.
 
         Raises:
-            RefusedTransferError: Chunks are missing, it builds on another position, its digest is
-                not the announced one, or it removes too much.
+            RefusedTransferError: Some are not.
         """
-        if end.chunk_count != self.chunks:
-            raise RefusedTransferError(pb.NACK_REASON_POSITION, "chunks are missing")
-        resources, secrets, hashes = self._merged(old)
-        position = position_from_proto(self.begin.to)
-        if digest_of(hashes.values()) != position.digest:
-            raise RefusedTransferError(
-                pb.NACK_REASON_DIGEST, "the content does not have the announced digest"
-            )
-        if not self.begin.force:
-            _check_removals(old.resources, resources)
-        return Contents(position, resources, secrets, hashes)
+        if end.chunk_count != self._chunks:
+            raise RefusedTransferError(MALFORMED, "chunks are missing")
 
-    def _merged(
-        self, old: Contents
-    ) -> tuple[dict[Key, RawResource], dict[str, RawSecret], dict[Key, int]]:
-        if self.begin.intent == pb.TRANSFER_INTENT_FULL:
-            fresh = {key: _hash(raw) for key, raw in self.resources.items()}
-            return self.resources, self.secrets, fresh
-        if self.begin.intent == pb.TRANSFER_INTENT_NONE:
-            return old.resources, old.secrets, old.hashes
-        if position_from_proto(getattr(self.begin, "from")) != old.position:
-            raise RefusedTransferError(pb.NACK_REASON_POSITION, "it builds on another position")
-        resources, hashes = dict(old.resources), dict(old.hashes)
-        for key in self.removed:
-            resources.pop(key, None)
-            hashes.pop(key, None)
-        resources.update(self.resources)
-        hashes.update({key: _hash(raw) for key, raw in self.resources.items()})
-        return resources, {**old.secrets, **self.secrets}, hashes
+    def _check_announced(self) -> None:
+        if self.intent not in _INTENTS:
+            raise RefusedTransferError(MALFORMED, "its intent is not known to this node")
+        if not self.to.config_epoch or self.to.revision < 0:
+            raise RefusedTransferError(MALFORMED, "it does not say which position it leads to")
+        if len(self.to.digest) != DIGEST_BYTES:
+            raise RefusedTransferError(pb.NACK_REASON_DIGEST, "its digest is not one")
+        if self._announced_resources > MAX_RESOURCES or self._announced_bytes > MAX_BYTES:
+            raise _too_large()
+
+    def _check_allowed(self, chunk: pb.TransferChunk) -> None:
+        if self.intent == pb.TRANSFER_INTENT_NONE and (chunk.resources or chunk.removed):
+            raise RefusedTransferError(MALFORMED, "it holds changes and says that there are none")
+        if self.intent == pb.TRANSFER_INTENT_FULL and chunk.removed:
+            raise RefusedTransferError(MALFORMED, "a transfer of everything removes nothing")
+
+    def _put(self, each: resources_pb2.Resource, held: Holdings) -> None:
+        kind, resource_id, revision = each.kind, each.id, each.revision
+        key = kind, resource_id
+        if key in self.put or key in self.removed:
+            raise _twice(kind, resource_id)
+        if kind < 0 or revision < 0:
+            problem = f"kind {kind}, {resource_id[:100]}: its kind and its revision are not numbers"
+            raise RefusedTransferError(MALFORMED, f"{problem} that the digest knows")
+        payload = each.payload
+        old = held.resources.get(key)
+        if old is not None and old.revision == revision and old.payload == payload:
+            self.put[key], added = old, held.hashes[key]
+        else:
+            # One text for an id, however often its resource changes.
+            resource_id = resource_id if old is None else old.resource_id
+            self.put[key] = RawResource(kind, resource_id, revision, payload)
+            added = resource_hash(kind, resource_id, revision, payload)
+        self.hashes[key] = added
+        self.total += added
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self._payload_bytes += len(payload)
+        self._size_bytes += len(payload) + len(resource_id)
+
+    def _remove(self, ref: resources_pb2.ResourceRef) -> None:
+        key = ref.kind, ref.id
+        if key in self.put:
+            raise _twice(*key)
+        self.removed.add(key)
+        self._size_bytes += len(ref.id)
+
+    def _keep_secret(self, bundle: pb.SecretBundle) -> None:
+        credential_id, version = bundle.credential_id, bundle.version
+        secret = Secret(bundle.secret)
+        if bundle.sealed:
+            secret = self._opened(credential_id, version, bundle.sealed)
+        self.secrets[credential_id] = RawSecret(credential_id, version, secret)
+        self._size_bytes += len(secret.reveal()) + len(credential_id)
+
+    def _opened(self, credential_id: str, version: int, sealed: bytes) -> Secret:
+        problem = f"the secret of the credential {credential_id[:100]} cannot be opened"
+        if self._sealing_key is None:
+            raise RefusedTransferError(pb.NACK_REASON_INVALID, problem)
+        try:
+            return self._sealing_key.open(credential_id, version, sealed)
+        except UnsealableError:
+            raise RefusedTransferError(pb.NACK_REASON_INVALID, problem) from None
+
+    def _check_size(self) -> None:
+        entries = max(len(self.put), len(self.removed), len(self.secrets))
+        if entries > MAX_RESOURCES or self._size_bytes > MAX_BYTES:
+            raise _too_large()
+        if 0 < self._announced_resources < len(self.put) or (
+            0 < self._announced_bytes < self._payload_bytes
+        ):
+            raise RefusedTransferError(MALFORMED, "it holds more than it announced")
 
 
 def position_from_proto(message: position_pb2.Position) -> Position:
@@ -121,20 +208,9 @@ def position_to_proto(position: Position) -> position_pb2.Position:
     )
 
 
-def _hash(raw: RawResource) -> int:
-    return resource_hash(raw.kind, raw.resource_id, raw.revision, raw.payload)
+def _too_large() -> RefusedTransferError:
+    return RefusedTransferError(pb.NACK_REASON_GUARD, "it is larger than this node takes")
 
 
-def _check_removals(old: dict[Key, RawResource], new: dict[Key, RawResource]) -> None:
-    before: dict[int, int] = {}
-    gone: dict[int, int] = {}
-    for key in old:
-        before[key[0]] = before.get(key[0], 0) + 1
-        if key not in new:
-            gone[key[0]] = gone.get(key[0], 0) + 1
-    for kind, count in gone.items():
-        if before[kind] > _GUARDED_ENTRIES and count * 2 > before[kind]:
-            raise RefusedTransferError(
-                pb.NACK_REASON_GUARD,
-                f"it removes {count} of {before[kind]} resources of kind {kind}",
-            )
+def _twice(kind: int, resource_id: str) -> RefusedTransferError:
+    return RefusedTransferError(MALFORMED, f"kind {kind}, {resource_id[:100]}: it is there twice")

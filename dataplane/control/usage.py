@@ -15,7 +15,7 @@ from tollkeeper.usage.v1 import usage_service_pb2_grpc as pb_grpc
 
 from dataplane.control.abandoned import deliver_alone
 from dataplane.control.backlog import Backlog, Batch
-from dataplane.control.channels import channel_to, check_address
+from dataplane.control.channels import LOOPBACK, Channels, credentials_of
 from dataplane.control.counter_messages import budget_event_to_proto
 from dataplane.control.sightings import MAX_TAKEN, Sighting, Sightings, message_from
 from dataplane.control.spool import Spool
@@ -69,19 +69,21 @@ class UsageReporter:
         pace: Pace | None = None,
         max_events_in_memory: int = MAX_EVENTS_IN_MEMORY,
         sightings: Sightings | None = None,
+        channels: Channels = LOOPBACK,
     ) -> None:
         """Take over what earlier processes left.
 
         Raises:
-            ValueError: An address is not on loopback, or there is none.
+            ValueError: An address cannot be used, or there is none.
         """
         if not addresses:
             raise ValueError("usage needs the address of a control plane")
         for address in addresses:
-            check_address(address)
+            channels.check(address)
         self._spool = spool
         self._addresses = tuple(addresses)
-        self._metadata = (("authorization", f"Bearer {node_token}"),)
+        self._channels = channels
+        self._metadata = credentials_of(node_token)
         self._node_id = node_id
         self._pace = pace or Pace()
         self._backlog = Backlog(spool, recovered, max_events_in_memory)
@@ -191,7 +193,9 @@ class UsageReporter:
         """
         turn = self._turn % len(self._addresses)
         in_turn = self._addresses[turn:] + self._addresses[:turn]
-        return await deliver_alone(in_turn, self._metadata, self._node_id, events, deadline_seconds)
+        return await deliver_alone(
+            in_turn, self._metadata, self._node_id, events, deadline_seconds, self._channels
+        )
 
     def flush(self) -> None:
         """Write what was recorded; a process that dies after this has lost nothing of it."""
@@ -242,7 +246,7 @@ class UsageReporter:
 
     async def _deliver_to(self, address: str) -> None:
         """Hold one stream until it ends; then all that is not acknowledged is to be sent again."""
-        async with channel_to(address) as channel:
+        async with self._channels.to(address) as channel:
             call: _Call = pb_grpc.UsageServiceStub(channel).ReportUsage(metadata=self._metadata)
             tasks = {
                 asyncio.create_task(work(call)) for work in (self._send, self._hear, self._watch)

@@ -16,7 +16,7 @@ import structlog
 from tollkeeper.usage.v1 import usage_service_pb2 as pb
 from tollkeeper.usage.v1 import usage_service_pb2_grpc as pb_grpc
 
-from dataplane.control.channels import channel_to, check_address
+from dataplane.control.channels import LOOPBACK, ChannelCache, Channels, credentials_of
 from dataplane.domain.refusals import Reason, Refusal
 
 DEADLINE_SECONDS: Final = 2.0
@@ -69,6 +69,7 @@ class UserUsageClient:
         addresses: Sequence[str],
         node_token: str,
         clock_seconds: Callable[[], float] = time.monotonic,
+        channels: Channels = LOOPBACK,
     ) -> None:
         """Prepare; connections are opened by the first question.
 
@@ -76,18 +77,19 @@ class UserUsageClient:
             addresses: Control planes, `host:port`.
             node_token: What this node proves itself with.
             clock_seconds: Never goes back; says how old an answer is.
+            channels: How they are reached.
 
         Raises:
-            ValueError: An address is not on loopback, or there is none.
+            ValueError: An address cannot be used, or there is none.
         """
         if not addresses:
             raise ValueError("usage needs the address of a control plane")
         for address in addresses:
-            check_address(address)
+            channels.check(address)
         self._addresses = tuple(addresses)
-        self._metadata = (("authorization", f"Bearer {node_token}"),)
+        self._metadata = credentials_of(node_token)
         self._clock_seconds = clock_seconds
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels = ChannelCache(channels)
         self._preferred = 0
         self._calls = asyncio.Semaphore(MAX_CALLS_AT_ONCE)
         self._asked: dict[_Question, asyncio.Task[UserUsage | None]] = {}
@@ -136,8 +138,7 @@ class UserUsageClient:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        for channel in self._channels.values():
-            await channel.close()
+        await self._channels.aclose()
 
     async def _answer(self, question: _Question) -> UserUsage | None:
         """Ask the ledger; None when it could not be asked in time."""
@@ -175,9 +176,7 @@ class UserUsageClient:
         return None
 
     async def _ask(self, address: str, question: _Question) -> UserUsage:
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = self._channels[address] = channel_to(address)
+        channel = self._channels.to(address)
         request = pb.GetUserUsageRequest(
             user_id=question.user_id,
             usage_day=question.usage_day,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from dataplane.domain import revocations
 from dataplane.domain.credentials import (
     DEVICE_ID_HEADER,
     SESSION_TOKEN_HEADER,
@@ -89,6 +90,19 @@ def is_revoked(revoked: frozenset[tuple[str, str]], principal: Principal) -> boo
     )
 
 
+def revoked_refusal(snapshot: Snapshot, kind: str) -> Refusal:
+    """Return how a caller is refused whose key, device, user or organization was revoked."""
+    match kind:
+        case revocations.USER:
+            return Refusal(Reason.USER_SUSPENDED, "This user is suspended.")
+        case revocations.ORGANIZATION:
+            return Refusal(Reason.ORGANIZATION_PAUSED, "This organization is paused.")
+        case revocations.DEVICE:
+            return _not_approved(snapshot, DeviceStatus.REVOKED)
+        case _:
+            return unknown_key()
+
+
 def _calling_device(snapshot: Snapshot, credentials: Credentials, now_ms: int) -> Principal:
     device = proven_device(snapshot, credentials)
     if device is None:
@@ -101,12 +115,16 @@ def _calling_device(snapshot: Snapshot, credentials: Credentials, now_ms: int) -
             details={**_suspension(device), **_support(snapshot)},
         )
     if status is not DeviceStatus.APPROVED or device.principal is None:
-        raise Refusal(
-            Reason.DEVICE_NOT_APPROVED,
-            f"This device may not call: its status is {status.value}.",
-            details={"status": status.value, **_support(snapshot)},
-        )
+        raise _not_approved(snapshot, status)
     return device.principal
+
+
+def _not_approved(snapshot: Snapshot, status: DeviceStatus) -> Refusal:
+    return Refusal(
+        Reason.DEVICE_NOT_APPROVED,
+        f"This device may not call: its status is {status.value}.",
+        details={"status": status.value, **_support(snapshot)},
+    )
 
 
 def _suspension(device: Device) -> dict[str, object]:
@@ -117,13 +135,14 @@ def _suspension(device: Device) -> dict[str, object]:
 
 
 def _refuse_revoked(snapshot: Snapshot, principal: Principal) -> None:
-    revoked = snapshot.revoked
-    if (principal.kind.value, principal.principal_id) in revoked:
-        raise unknown_key()
-    if ("user", principal.user.user_id) in revoked:
-        raise Refusal(Reason.USER_SUSPENDED, "This user is suspended.")
-    if ("organization", principal.user.organization.organization_id) in revoked:
-        raise Refusal(Reason.ORGANIZATION_PAUSED, "This organization is paused.")
+    user, revoked = principal.user, snapshot.revoked
+    for kind, subject_id in (
+        (principal.kind.value, principal.principal_id),
+        (revocations.USER, user.user_id),
+        (revocations.ORGANIZATION, user.organization.organization_id),
+    ):
+        if (kind, subject_id) in revoked:
+            raise revoked_refusal(snapshot, kind)
 
 
 def _support(snapshot: Snapshot) -> dict[str, object]:

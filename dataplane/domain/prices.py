@@ -1,13 +1,16 @@
 """Prices of models, and what a request costs."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left, insort
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Generic, TypeVar
 
 from dataplane.domain.calls import Usage
 from dataplane.domain.patterns import literal_prefix, matches
+from dataplane.domain.sharded_map import MapEdition, ShardedMap
 
 TOKENS_PER_PRICE_UNIT: Final = 1_000_000
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +69,25 @@ class PriceBook:
 
     __slots__ = ("_exact", "_patterns")
 
-    def __init__(self, prices: Iterable[Price]) -> None:
-        self._exact: dict[tuple[str, str], list[Price]] = {}
-        self._patterns: dict[str, list[Price]] = {}
+    def __init__(self, prices: Iterable[Price] = ()) -> None:
+        """Hold `prices`, all in one go."""
+        self._exact: ShardedMap[tuple[str, str], Sequence[Price]] = ShardedMap()
+        self._patterns: ShardedMap[str, Sequence[Price]] = ShardedMap()
+        edition = PriceEdition(self)
         for price in prices:
-            if "*" in price.model:
-                self._patterns.setdefault(price.provider, []).append(price)
-            else:
-                self._exact.setdefault((price.provider, price.model), []).append(price)
-        for rows in self._exact.values():
-            rows.sort(key=_latest_first)
-        for rows in self._patterns.values():
-            rows.sort(key=_longest_prefix_first)
+            edition.put(price)
+        book = edition.done()
+        self._exact, self._patterns = book._exact, book._patterns
+
+    @classmethod
+    def _of(
+        cls,
+        exact: ShardedMap[tuple[str, str], Sequence[Price]],
+        patterns: ShardedMap[str, Sequence[Price]],
+    ) -> "PriceBook":
+        it = cls.__new__(cls)
+        it._exact, it._patterns = exact, patterns
+        return it
 
     def find(self, providers: Sequence[str], model: str, now_ms: int) -> Price | None:
         """Return the price of `model` at the first of `providers` that has one now, if usable."""
@@ -97,6 +107,78 @@ class PriceBook:
                 if price.effective_from_ms <= now_ms and matches(price.model, model):
                     return price
         return None
+
+
+class PriceEdition:
+    """A changed copy of a book in the making; the book stays as it is.
+
+    One step costs as much as the other prices of the same model, or patterns of the same provider.
+    """
+
+    __slots__ = ("_exact", "_origin", "_patterns")
+
+    def __init__(self, origin: PriceBook) -> None:
+        """Begin with `origin`."""
+        self._origin = origin
+        self._exact = _Rows(origin._exact, _latest_first)
+        self._patterns = _Rows(origin._patterns, _longest_prefix_first)
+
+    def put(self, price: Price) -> None:
+        """Add a price, of which there is none with its id."""
+        if "*" in price.model:
+            self._patterns.add(price.provider, price)
+        else:
+            self._exact.add((price.provider, price.model), price)
+
+    def remove(self, price: Price) -> None:
+        """Take out a price that is there."""
+        if "*" in price.model:
+            self._patterns.remove(price.provider, price)
+        else:
+            self._exact.remove((price.provider, price.model), price)
+
+    def done(self) -> PriceBook:
+        """Return what came of it: the very book that it began with if nothing was changed."""
+        exact, patterns = self._exact.done(), self._patterns.done()
+        if exact is self._origin._exact and patterns is self._origin._patterns:
+            return self._origin
+        return PriceBook._of(exact, patterns)
+
+
+class _Rows(Generic[K]):
+    """Sorted rows of prices, of which those that change are copied once."""
+
+    __slots__ = ("_edition", "_own", "_rank")
+
+    def __init__(
+        self,
+        origin: ShardedMap[K, Sequence[Price]],
+        rank: Callable[[Price], tuple[Any, ...]],  # Any: mixed, but comparable place by place
+    ) -> None:
+        self._edition = MapEdition[K, Sequence[Price]](origin)
+        self._own: dict[K, list[Price]] = {}
+        self._rank = rank
+
+    def add(self, key: K, price: Price) -> None:
+        insort(self._owned(key), price, key=self._rank)
+
+    def remove(self, key: K, price: Price) -> None:
+        row = self._owned(key)
+        # Ids are among what prices are sorted by: no two have the same place.
+        del row[bisect_left(row, self._rank(price), key=self._rank)]
+        if not row:
+            del self._own[key]
+            self._edition.discard(key)
+
+    def done(self) -> ShardedMap[K, Sequence[Price]]:
+        return self._edition.done()
+
+    def _owned(self, key: K) -> list[Price]:
+        row = self._own.get(key)
+        if row is None:
+            row = self._own[key] = list(self._edition.get(key) or ())
+            self._edition.put(key, row)
+        return row
 
 
 def _latest_first(price: Price) -> tuple[int, bool, str]:

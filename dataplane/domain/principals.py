@@ -1,14 +1,20 @@
-"""Who a request acts for, and what is decided for everybody."""
+"""Who a request acts for, and what is decided for everybody.
+
+What there may be a million of is a struct that the garbage collector does not look at: looking through fifty
+thousand new ones holds every request up for 20 ms. They refer to nothing that refers to them, so that counting
+references frees them.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from dataplane.domain.limiting import SubjectKind
 
 
-@dataclass(frozen=True, slots=True)
-class LimitEntry:
+class LimitEntry(msgspec.Struct, frozen=True, gc=False):
     """One limit as configured; unit and window as in `domain.limiting`, capacity in the unit.
 
     `every_ms` and `burst` are those of a rate, as in `Layer`.
@@ -30,16 +36,14 @@ class LimitEntry:
         return self.unit, self.window
 
 
-@dataclass(frozen=True, slots=True)
-class TemporaryEntry:
+class TemporaryEntry(msgspec.Struct, frozen=True, gc=False):
     """A limit that takes the place of another until `until_ms`, in Unix milliseconds."""
 
     entry: LimitEntry
     until_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class SubjectLimits:
+class SubjectLimits(msgspec.Struct, frozen=True, gc=False):
     """All that is configured for one subject: of each kind at most one per unit and window.
 
     Attributes:
@@ -51,7 +55,7 @@ class SubjectLimits:
 
     own: tuple[LimitEntry, ...] = ()
     temporary: tuple[TemporaryEntry, ...] = ()
-    generations: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    generations: Mapping[tuple[str, str], int] = msgspec.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +86,7 @@ class Organization:
     fails_open: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(msgspec.Struct, frozen=True, gc=False):
     """A user, with its organization."""
 
     user_id: str
@@ -107,8 +110,7 @@ class Tier:
     credential_limits: tuple[LimitEntry, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Principal:
+class Principal(msgspec.Struct, frozen=True, gc=False, eq=False):
     """Who a request acts for: a user, by one of their keys or devices.
 
     Compared by identity: one is made per credential when a snapshot is built, and plans are found
@@ -130,8 +132,7 @@ class Principal:
         return self.kind is SubjectKind.DEVICE
 
 
-@dataclass(frozen=True, slots=True)
-class ApiKey:
+class ApiKey(msgspec.Struct, frozen=True, gc=False):
     """A key, and who calls with it. `expires_at_ms` is Unix milliseconds."""
 
     key_id: str
@@ -151,8 +152,7 @@ class DeviceStatus(StrEnum):
     REVOKED = "revoked"
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(msgspec.Struct, frozen=True, gc=False):
     """A device, and who calls with it from its approval on. Times are Unix milliseconds."""
 
     device_id: str

@@ -62,6 +62,23 @@ def delta(
     ]
 
 
+def none(transfer_id: int, to: position_pb2.Position) -> list[pb.StreamConfigResponse]:
+    """Return a transfer of nothing."""
+    begin = pb.TransferBegin(transfer_id=transfer_id, intent=pb.TRANSFER_INTENT_NONE, to=to)
+    end = pb.TransferEnd(transfer_id=transfer_id)
+    return [
+        pb.StreamConfigResponse(transfer_begin=begin),
+        pb.StreamConfigResponse(transfer_end=end),
+    ]
+
+
+def goodbye(
+    reason: pb.GoodbyeReason.ValueType = pb.GOODBYE_REASON_AGE, ends_in_ms: int = 10_000
+) -> pb.StreamConfigResponse:
+    """Return the wish that the node opens another stream."""
+    return pb.StreamConfigResponse(goodbye=pb.Goodbye(reason=reason, ends_in_ms=ends_in_ms))
+
+
 def revocation(key_id: str, revision: int, *, terminate: bool = False) -> pb.StreamConfigResponse:
     """Return the revocation of a key."""
     return pb.StreamConfigResponse(
@@ -80,9 +97,14 @@ class ScriptedControlPlane(pb_grpc.ConfigServiceServicer):
     """Says what a test puts in `to_say` and keeps what it hears; `None` ends the stream."""
 
     heartbeat_ms: int = 5_000
+    name: str = "cp-1"
+    # 1: one of the first version, which says nothing of it.
+    protocol_version: int = 2
     to_say: asyncio.Queue[pb.StreamConfigResponse | None] = field(default_factory=asyncio.Queue)
     heard: asyncio.Queue[pb.StreamConfigRequest] = field(default_factory=asyncio.Queue)
     tokens: list[str] = field(default_factory=list)
+    # Streams whose nodes said that they have nothing more to say.
+    finished: int = 0
 
     async def StreamConfig(  # noqa: N802 - the aio form of gRPC's name
         self,
@@ -92,7 +114,11 @@ class ScriptedControlPlane(pb_grpc.ConfigServiceServicer):
         """Serve one stream."""
         metadata = dict(context.invocation_metadata() or ())
         self.tokens.append(str(metadata.get("authorization")))
-        welcome = pb.Welcome(control_plane_id="cp-1", heartbeat_interval_ms=self.heartbeat_ms)
+        welcome = pb.Welcome(
+            control_plane_id=self.name,
+            heartbeat_interval_ms=self.heartbeat_ms,
+            protocol_version=self.protocol_version if self.protocol_version > 1 else 0,
+        )
         yield pb.StreamConfigResponse(welcome=welcome)
         listening = asyncio.create_task(self._listen(request_iterator))
         try:
@@ -104,6 +130,7 @@ class ScriptedControlPlane(pb_grpc.ConfigServiceServicer):
     async def _listen(self, requests: AsyncIterator[pb.StreamConfigRequest]) -> None:
         async for request in requests:
             self.heard.put_nowait(request)
+        self.finished += 1
 
     def say(self, *messages: pb.StreamConfigResponse | None) -> None:
         """Say `messages` as soon as a node listens."""

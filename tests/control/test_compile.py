@@ -14,14 +14,12 @@ from tollkeeper.config.v1 import resources_pb2 as pb
 from dataplane.control.compile import (
     Compiled,
     InvalidConfigurationError,
-    compile_snapshot,
 )
-from dataplane.control.raw_resources import RawResource, RawSecret
+from dataplane.control.raw_resources import RawSecret
 from dataplane.domain.calls import Dialect
 from dataplane.domain.limiting import MAX_LAYERS, SubjectKind
 from dataplane.domain.principals import DeviceStatus
 from dataplane.domain.secret import Secret
-from dataplane.domain.snapshot import Position
 from tests.control.configurations import (
     configuration,
     device,
@@ -34,6 +32,7 @@ from tests.control.configurations import (
     temporary,
     tier,
 )
+from tests.control.large import compiled_at_once, raw
 
 _BROKEN = b"\xff\xff\xff"
 _RATE = limits_pb2.LIMIT_WINDOW_RATE
@@ -47,15 +46,11 @@ def _reset(unit: int = _REQUESTS, window: int = _DAY, times: int = 1) -> limits_
 async def _compiled(
     resources: Iterable[pb.Resource], secrets: Iterable[config_pb.SecretBundle] = ()
 ) -> Compiled:
-    return await compile_snapshot(
-        Position("epoch-1", 1, bytes(32)),
-        [RawResource(each.kind, each.id, each.revision, each.payload) for each in resources],
-        {
-            each.credential_id: RawSecret(each.credential_id, each.version, Secret(each.secret))
-            for each in secrets
-        },
-        1_000,
-    )
+    raw_secrets = {
+        each.credential_id: RawSecret(each.credential_id, each.version, Secret(each.secret))
+        for each in secrets
+    }
+    return await compiled_at_once(raw(resources), raw_secrets)
 
 
 async def _problems(resources: Iterable[pb.Resource]) -> tuple[str, ...]:
@@ -612,7 +607,7 @@ def settled_heap() -> Iterator[None]:
 @pytest.mark.usefixtures("settled_heap")
 async def test_a_large_configuration_does_not_hold_the_event_loop() -> None:
     resources = configuration(20_000)
-    raw = [RawResource(each.kind, each.id, each.revision, each.payload) for each in resources]
+    held = raw(resources)
     holds_seconds: list[float] = []
 
     async def beat() -> None:
@@ -623,7 +618,7 @@ async def test_a_large_configuration_does_not_hold_the_event_loop() -> None:
             holds_seconds.append(time.thread_time() - before)
 
     heartbeat = asyncio.create_task(beat())
-    compiled = await compile_snapshot(Position("e", 1, bytes(32)), raw, {}, 0)
+    compiled = await compiled_at_once(held)
     heartbeat.cancel()
 
     assert len(compiled.snapshot.keys_by_sha256) == 20_000

@@ -1,17 +1,14 @@
 """Work on the counters that a control plane asks for, and what heartbeats say of them."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import grpc
 import pytest
 from structlog.testing import capture_logs
 from tollkeeper.common.v1 import limits_pb2
 from tollkeeper.config.v1 import config_service_pb2 as pb
-from tollkeeper.config.v1 import config_service_pb2_grpc as pb_grpc
 
 from dataplane.control import counter_tasks
 from dataplane.control.counter_messages import (
@@ -23,8 +20,7 @@ from dataplane.control.counter_messages import (
     counter_to_proto,
 )
 from dataplane.control.counter_tasks import CounterTasks
-from dataplane.control.current import CurrentSnapshot
-from dataplane.control.watch import Node, Watch
+from dataplane.control.watch import Condition
 from dataplane.domain.counters import (
     CounterDifference,
     CounterName,
@@ -36,6 +32,7 @@ from dataplane.domain.counters import (
 from dataplane.domain.limiting import LimitsUnavailable, SubjectKind, Unit, Window
 from tests.control.configurations import configuration
 from tests.control.scripted import ScriptedControlPlane, full, revocation
+from tests.control.watching import watching
 
 COUNTER = CounterName(SubjectKind.MODEL, "a:b", Unit.TOKENS, Window.DAY, "20261121", 3)
 
@@ -43,31 +40,14 @@ COUNTER = CounterName(SubjectKind.MODEL, "a:b", Unit.TOKENS, Window.DAY, "202611
 @asynccontextmanager
 async def asking(**options: Any) -> AsyncIterator[ScriptedControlPlane]:
     """Yield a control plane that a watch with `options` listens to."""
-    control_plane = ScriptedControlPlane(heartbeat_ms=50)
-    server = grpc.aio.server()
-    pb_grpc.add_ConfigServiceServicer_to_server(control_plane, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    watch = Watch(
-        (f"127.0.0.1:{port}",),
-        Node("node-1", "0.1.0", "join-token"),
-        CurrentSnapshot(),
-        lambda: time.time_ns() // 1_000_000,
-        lambda: 0,
-        lambda _: None,
-        **options,
-    )
-    task = asyncio.create_task(watch.run())
-    # A control plane that is alive says so.
-    beating = asyncio.create_task(_beat(control_plane))
-    try:
-        yield control_plane
-    finally:
-        for each in (task, beating):
-            each.cancel()
-        await asyncio.gather(task, beating, return_exceptions=True)
-        control_plane.say(None)
-        await server.stop(0)
+    async with watching(heartbeat_ms=50, **options) as it:
+        # A control plane that is alive says so.
+        beating = asyncio.create_task(_beat(it.control_plane))
+        try:
+            yield it.control_plane
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
 
 
 async def _beat(control_plane: ScriptedControlPlane) -> None:
@@ -247,7 +227,10 @@ async def test_a_task_ends_with_its_stream_and_the_next_stream_has_its_own() -> 
 async def test_heartbeats_say_who_maintains_the_counters_and_how_far_usage_lags() -> None:
     oldest: list[int | None] = [None]
     async with asking(
-        maintains_counters=lambda: oldest[0] is not None, oldest_unreported_ms=lambda: oldest[0]
+        condition=Condition(
+            maintains_counters=lambda: oldest[0] is not None,
+            oldest_unreported_ms=lambda: oldest[0],
+        )
     ) as control_plane:
         before = (await control_plane.hear("heartbeat")).heartbeat
         oldest[0] = 1_792_000_000_123

@@ -86,3 +86,57 @@ def test_streams_are_ended_for_a_known_revocation_too_but_only_where_asked() -> 
     current.revoke(_USER, "epoch-1", 6, terminates=False)
     assert ended == [frozenset({_KEY})]
     assert current.get().revoked == {_USER}
+
+
+def test_a_revoked_key_stays_revoked_when_the_database_is_restored() -> None:
+    current = CurrentSnapshot()
+    current.replace(_snapshot(3))
+    current.revoke(_KEY, "epoch-1", 5, terminates=False)
+    current.revoke(_USER, "epoch-1", 5, terminates=False)
+    current.replace(_snapshot(6))
+    assert current.get().revoked == frozenset()
+
+    # Restored from a copy that knows the key, and not that it was revoked.
+    current.replace(_snapshot(2, "epoch-2"))
+    assert current.get().revoked == {_KEY}
+    current.replace(_snapshot(9, "epoch-2"))
+    assert current.get().revoked == {_KEY}
+
+
+def test_a_revocation_that_was_contained_when_it_came_counts_after_a_restore_too() -> None:
+    current = CurrentSnapshot()
+    current.replace(_snapshot(6))
+    current.revoke(_KEY, "epoch-1", 5, terminates=False)
+    current.replace(_snapshot(2, "epoch-2"))
+    assert current.get().revoked == {_KEY}
+
+
+def test_a_user_that_is_deleted_after_a_restore_is_refused_on_what_is_older() -> None:
+    current = CurrentSnapshot()
+    current.replace(_snapshot(9))
+    current.revoke(_USER, "epoch-2", 1, terminates=False)
+    assert current.get().revoked == {_USER}
+    current.replace(_snapshot(10))
+    assert current.get().revoked == {_USER}
+    current.replace(_snapshot(1, "epoch-2"))
+    assert current.get().revoked == frozenset()
+
+
+def test_what_is_remembered_of_credentials_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataplane.control.current._MAX_CONTAINED", 2)
+    current = CurrentSnapshot()
+    current.replace(_snapshot(9))
+    for number in range(4):
+        current.revoke(("key", f"k{number}"), "epoch-1", 5, terminates=False)
+    current.replace(_snapshot(1, "epoch-2"))
+    assert current.get().revoked == {("key", "k2"), ("key", "k3")}
+
+
+def test_a_snapshot_that_must_not_be_served_is_none() -> None:
+    current = CurrentSnapshot()
+    current.replace(_snapshot(3))
+    assert current.is_serving
+    current.must_hear_control_plane = True
+    assert not current.is_serving
+    with pytest.raises(Refusal, match="configuration_unavailable"):
+        current.get()

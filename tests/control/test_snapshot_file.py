@@ -1,161 +1,170 @@
-"""The configuration on disk: the newest intact generation, or nothing; never a wrong one."""
+"""Whole configurations on disk: two generations, each of them intact or noticed not to be."""
 
-import itertools
+import asyncio
 import os
-import tempfile
 from pathlib import Path
 
-import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
-from dataplane.control import snapshot_file
-from dataplane.control.snapshot_file import CURRENT, FRAME_BYTES, PREVIOUS, Contents, SnapshotFile
+from dataplane.control import kept_changes, snapshot_file
+from dataplane.control.frames import CorruptFileError
+from dataplane.control.holdings import Holdings
+from dataplane.control.kept_changes import Fold, encoded_parts
+from dataplane.control.slices import Slices
+from dataplane.control.snapshot_file import CURRENT, PREVIOUS, Generation, SnapshotFile
+from tests.control.kept_configurations import NODE_KEY, Author, State
 
-_KEY = bytes(range(32))
+
+def _file(directory: Path) -> SnapshotFile:
+    return SnapshotFile(directory, NODE_KEY)
 
 
-def _contents(revision: int, payload: bytes = b"payload") -> Contents:
-    return Contents(
-        config_epoch="epoch",
-        revision=revision,
-        digest=bytes([revision]) * 32,
-        resources=[(3, "abcdefghijkl", revision, payload), (4, "mnopqrstuvwx", 2, b"")],
-        secrets=[("credential12", 7, b"sk-very-secret")],
+async def _parts(held: Holdings) -> list[bytes]:
+    parts = encoded_parts(Slices(), held.position, held.resources.values(), held.secrets.values())
+    return [part async for part in parts]
+
+
+def _write(file: SnapshotFile, held: Holdings, *, rotates: bool = True) -> Generation:
+    """Write a generation with one part in each frame."""
+    *parts, last = asyncio.run(_parts(held))
+    new = file.begin(held.position)
+    for part in parts:
+        new.add([part])
+    new.add([last], is_last=True)
+    return new.finish(rotates=rotates)
+
+
+def _read(file: SnapshotFile, name: str = CURRENT) -> State | None:
+    fold = Fold()
+    if file.read(name, fold) is None:
+        return None
+    change = fold.change()
+    return change.position, change.put, change.secrets
+
+
+def _author(entries: int = 3, payload: bytes = b"payload") -> Author:
+    author = Author()
+    author.change(
+        {f"key{number}": payload for number in range(entries)}, secrets={"c1": b"sk-very-secret"}
     )
+    return author
 
 
-def test_what_was_written_is_read_back(tmp_path: Path) -> None:
-    big = _contents(1, os.urandom(2 * FRAME_BYTES + 17))
-    SnapshotFile(tmp_path / "made" / "here", _KEY).write(big)
-    assert SnapshotFile(tmp_path / "made" / "here", _KEY).read() == big
+def test_what_was_written_is_read_back_from_many_parts(tmp_path: Path) -> None:
+    author = _author(1_700, os.urandom(700))
+    written = _write(_file(tmp_path / "made" / "here"), author.holdings)
+    assert _read(_file(tmp_path / "made" / "here")) == author.state
+    assert written.size_bytes == (tmp_path / "made" / "here" / CURRENT).stat().st_size
+    assert len(asyncio.run(_parts(author.holdings))) == 5
 
 
-@pytest.mark.parametrize("extra_bytes", [-1, 0, 1])
-def test_contents_that_fill_their_last_frame_are_read_back(
-    tmp_path: Path, extra_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    size = len(msgspec.msgpack.encode(_contents(1, b"x" * 500)))
-    monkeypatch.setattr(snapshot_file, "FRAME_BYTES", size // 2 + extra_bytes)
-    SnapshotFile(tmp_path, _KEY).write(_contents(1, b"x" * 500))
-    assert SnapshotFile(tmp_path, _KEY).read() == _contents(1, b"x" * 500)
+def test_parts_are_small_however_large_the_resources(tmp_path: Path) -> None:
+    author = _author(20, os.urandom(100_000))
+    parts = asyncio.run(_parts(author.holdings))
+    assert max(map(len, parts)) < kept_changes._PART_BYTES + 200_000
+    assert len(parts) == 7
 
 
-def test_an_empty_directory_has_no_contents(tmp_path: Path) -> None:
-    assert SnapshotFile(tmp_path, _KEY).read() is None
+def test_an_empty_configuration_and_an_empty_directory_are_two_things(tmp_path: Path) -> None:
+    assert _read(_file(tmp_path)) is None
+    author = Author()
+    author.change()
+    _write(_file(tmp_path), author.holdings)
+    assert _read(_file(tmp_path)) == author.state
 
 
-def test_the_newest_generation_is_read_and_two_are_kept(tmp_path: Path) -> None:
-    file = SnapshotFile(tmp_path, _KEY)
-    for revision in (1, 2, 3):
-        file.write(_contents(revision))
-    assert file.read() == _contents(3)
+def test_two_generations_are_kept_and_one_that_nobody_takes_makes_room(tmp_path: Path) -> None:
+    file, author, states = _file(tmp_path), _author(), []
+    for revision in (2, 3, 4):
+        author.change({"key0": b"%d" % revision})
+        states.append(author.state)
+        _write(file, author.holdings)
+    assert (_read(file), _read(file, PREVIOUS)) == (states[2], states[1])
+    author.change({"key0": b"last"})
+    _write(file, author.holdings, rotates=False)
+    assert (_read(file), _read(file, PREVIOUS)) == (author.state, states[1])
     assert sorted(os.listdir(tmp_path)) == [CURRENT, PREVIOUS]
-    (tmp_path / CURRENT).unlink()
-    assert file.read() == _contents(2)
 
 
-def test_only_the_owner_may_read_the_files_whatever_the_umask(tmp_path: Path) -> None:
-    before = os.umask(0)
-    try:
-        SnapshotFile(tmp_path, _KEY).write(_contents(1))
-    finally:
-        os.umask(before)
-    assert (tmp_path / CURRENT).stat().st_mode & 0o777 == 0o600
+def test_the_beginnings_say_which_configurations_there_are(tmp_path: Path) -> None:
+    file, author = _file(tmp_path), _author()
+    first = _write(file, author.holdings)
+    author.change({"key0": b"new"})
+    second = _write(file, author.holdings)
+    found = list(file.look())
+    assert [(each.file_id, each.position) for each in found if each] == [
+        (second.file_id, second.position),
+        (first.file_id, first.position),
+    ]
+    (tmp_path / PREVIOUS).write_bytes(b"nothing of ours")
+    assert list(file.look())[1] is None
 
 
-def test_a_corrupt_file_is_set_aside_and_the_older_one_used(tmp_path: Path) -> None:
-    file = SnapshotFile(tmp_path, _KEY)
-    file.write(_contents(1))
-    file.write(_contents(2))
-    (tmp_path / CURRENT).write_bytes((tmp_path / CURRENT).read_bytes()[:-1])
-    with capture_logs() as logs:
-        assert file.read() == _contents(1)
-    assert [entry["event"] for entry in logs] == ["snapshot file is corrupt"]
-    assert sorted(os.listdir(tmp_path)) == [f"{CURRENT}.corrupt-1", PREVIOUS]
+def test_a_generation_that_is_cut_or_changed_anywhere_is_noticed(tmp_path: Path) -> None:
+    file = _file(tmp_path)
+    _write(file, _author(2).holdings)
+    path = tmp_path / CURRENT
+    data = path.read_bytes()
+    for at in range(len(data)):
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << (at % 8)
+        for harmed in (data[:at], bytes(flipped)):
+            path.write_bytes(harmed)
+            with pytest.raises(CorruptFileError):
+                _read(file)
+    path.write_bytes(data + b"\0")
+    with pytest.raises(CorruptFileError, match="follows"):
+        _read(file)
 
 
-def test_corrupt_files_do_not_fill_the_disk(tmp_path: Path) -> None:
-    for _ in range(15):
-        (tmp_path / CURRENT).write_bytes(b"nothing of ours")
-        assert SnapshotFile(tmp_path, _KEY).read() is None
-    assert len(os.listdir(tmp_path)) == 10
+def test_contents_that_do_not_have_their_digest_are_refused(tmp_path: Path) -> None:
+    file, author = _file(tmp_path), _author()
+    held = author.holdings
+    held.resources.popitem()
+    _write(file, held)
+    with pytest.raises(CorruptFileError, match="digest"):
+        _read(file)
 
 
-def test_another_key_reads_nothing_and_says_so(tmp_path: Path) -> None:
-    SnapshotFile(tmp_path, _KEY).write(_contents(1))
-    with capture_logs() as logs:
-        assert SnapshotFile(tmp_path, _KEY[::-1]).read() is None
-    assert "another node key" in logs[0]["event"]
-
-
-def test_a_file_that_does_not_fit_the_disk_leaves_the_generations(
+def test_a_disk_that_is_full_leaves_the_generations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = SnapshotFile(tmp_path, _KEY)
-    file.write(_contents(1))
+    file, author = _file(tmp_path), _author()
+    _write(file, author.holdings)
+    before = author.state
+    author.change({"key0": b"new"})
 
-    def full(_descriptor: int) -> None:
+    def full(*_args: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        file.write(_contents(2))
-    assert os.listdir(tmp_path) == [CURRENT]
-    assert file.read() == _contents(1)
+    for call in ("write", "fdatasync", "rename"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, full)
+            with pytest.raises(OSError, match="No space"):
+                _write(file, author.holdings)
+        assert _read(file) == before
+    _write(file, author.holdings)
+    assert _read(file) == author.state
 
 
-def test_neither_secrets_nor_their_bytes_show(tmp_path: Path) -> None:
-    SnapshotFile(tmp_path, _KEY).write(_contents(1))
-    assert "very-secret" not in repr(_contents(1))
-    assert b"very-secret" not in (tmp_path / CURRENT).read_bytes()
-
-
-@settings(max_examples=60, deadline=None)
-@given(position=st.integers(0, 10**6), bit=st.integers(0, 7), cut=st.booleans())
-def test_a_changed_file_gives_the_older_contents(position: int, bit: int, cut: bool) -> None:
-    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(snapshot_file, "FRAME_BYTES", 64)
-        file = SnapshotFile(Path(name), _KEY)
-        file.write(_contents(1))
-        file.write(_contents(2, b"y" * 200))
-        path = Path(name, CURRENT)
-        data = bytearray(path.read_bytes())
-        position %= len(data)
-        if cut:
-            del data[position:]
-        else:
-            data[position] ^= 1 << bit
-        path.write_bytes(data)
-        assert file.read() == _contents(1)
-
-
-def test_frames_cannot_be_swapped_dropped_or_taken_from_another_file(
+def test_a_large_generation_reaches_the_disk_as_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshot_file, "FRAME_BYTES", 16)
-    file = SnapshotFile(tmp_path, _KEY)
-    file.write(_contents(1, b"z" * 40))
-    whole = (tmp_path / CURRENT).read_bytes()
-    file.write(_contents(1, b"z" * 40))
-    other = (tmp_path / CURRENT).read_bytes()
-    frame_bytes = 4 + 1 + 12 + 16 + 16
-    mine, theirs = (
-        [data[start : start + frame_bytes] for start in range(40, len(data), frame_bytes)]
-        for data in (whole, other)
-    )
-    variants = [
-        [mine[1], mine[0], *mine[2:]],
-        mine[1:],
-        mine[:-1],
-        [theirs[0], *mine[1:]],
-        [*mine, mine[-1]],
-    ]
-    for variant in variants:
-        (tmp_path / PREVIOUS).unlink(missing_ok=True)
-        (tmp_path / CURRENT).write_bytes(b"".join(itertools.chain([whole[:40]], variant)))
-        assert file.read() is None
-    (tmp_path / CURRENT).write_bytes(b"".join(itertools.chain([whole[:40]], mine)))
-    assert file.read() == _contents(1, b"z" * 40)
+    monkeypatch.setattr(snapshot_file, "_SYNC_BYTES", 1_000)
+    synced: list[int] = []
+    sync = os.fdatasync
+
+    def watched(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", watched)
+    _write(_file(tmp_path), _author(3_000, b"").holdings)
+    assert len(synced) > 3
+    assert synced == sorted(synced)
+
+
+def test_a_part_does_not_print_what_it_holds(tmp_path: Path) -> None:
+    part = kept_changes.parts_in(kept_changes.joined(asyncio.run(_parts(_author().holdings))))[0]
+    assert part.secrets
+    assert "very-secret" not in repr(part)

@@ -1,22 +1,13 @@
 """The data plane's side of the configuration stream, against a control plane that plays a script."""
 
-import asyncio
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
-import grpc
 import pytest
 import pytest_asyncio
 from tollkeeper.common.v1 import errors_pb2, limits_pb2
 from tollkeeper.config.v1 import config_service_pb2 as pb
-from tollkeeper.config.v1 import config_service_pb2_grpc as pb_grpc
 from tollkeeper.config.v1 import resources_pb2 as res
 
-from dataplane.control.current import CurrentSnapshot, Revoked
-from dataplane.control.transfers import Contents
-from dataplane.control.watch import Node, Watch
 from dataplane.domain.refusals import Refusal
 from tests.control.configurations import (
     configuration,
@@ -28,44 +19,8 @@ from tests.control.configurations import (
     sha256_of,
     subject_limits,
 )
-from tests.control.scripted import ScriptedControlPlane, delta, full, revocation
-
-
-@dataclass
-class Watching:
-    """A watch on a scripted control plane."""
-
-    control_plane: ScriptedControlPlane
-    current: CurrentSnapshot
-    watch: Watch
-    applied: list[Contents] = field(default_factory=list)
-    terminated: list[Revoked] = field(default_factory=list)
-
-
-@asynccontextmanager
-async def watching(*, heartbeat_ms: int = 5_000) -> AsyncIterator[Watching]:
-    control_plane = ScriptedControlPlane(heartbeat_ms=heartbeat_ms)
-    server = grpc.aio.server()
-    pb_grpc.add_ConfigServiceServicer_to_server(control_plane, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    terminated: list[Revoked] = []
-    applied: list[Contents] = []
-    current = CurrentSnapshot(terminated.append)
-    watch = Watch(
-        (f"127.0.0.1:{port}",),
-        Node("node-1", "0.1.0", "join-token"),
-        current,
-        lambda: time.time_ns() // 1_000_000,
-        lambda: 3,
-        applied.append,
-    )
-    task = asyncio.create_task(watch.run())
-    yield Watching(control_plane, current, watch, applied, terminated)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    control_plane.say(None)
-    await server.stop(0)
+from tests.control.scripted import delta, full, revocation
+from tests.control.watching import Watching, watching
 
 
 @pytest_asyncio.fixture
@@ -89,13 +44,13 @@ async def test_a_full_transfer_is_applied_and_acknowledged_with_its_position(it:
     [credential] = first.provider.credentials
     assert credential.secret is not None
     assert credential.secret.reveal() == b"sk-upstream-secret"
-    assert [each.position.revision for each in it.applied] == [5]
+    assert [each.position.revision for each in it.disk.changes] == [5]
 
 
 async def test_the_node_introduces_itself_with_its_token_and_what_it_has(it: Watching) -> None:
     hello = (await it.control_plane.hear("hello")).hello
 
-    assert (hello.node_id, hello.protocol_version, hello.applied.revision) == ("node-1", 1, 0)
+    assert (hello.node_id, hello.protocol_version, hello.applied.revision) == ("node-1", 2, 0)
     assert it.control_plane.tokens == ["Bearer join-token"]
 
 

@@ -1,10 +1,8 @@
 """What a data plane does when the stream, the control plane or itself is at fault."""
 
-import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 
 import grpc
 import pytest
@@ -14,44 +12,12 @@ from tollkeeper.config.v1 import config_service_pb2_grpc as pb_grpc
 from tollkeeper.config.v1 import resources_pb2
 
 from dataplane.control.channels import check_address
-from dataplane.control.current import CurrentSnapshot
-from dataplane.control.transfers import Contents
-from dataplane.control.watch import Node, Watch
+from dataplane.control.compile import Compiled, Compiler
+from dataplane.control.holdings import Change, Holdings
+from dataplane.control.watch import Condition
 from tests.control.configurations import EPOCH, configuration, key, position_of
 from tests.control.scripted import ScriptedControlPlane, full, revocation
-
-
-@asynccontextmanager
-async def _serving(servicer: pb_grpc.ConfigServiceServicer) -> AsyncIterator[str]:
-    server = grpc.aio.server()
-    pb_grpc.add_ConfigServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await server.stop(0)
-
-
-@asynccontextmanager
-async def _watching(
-    *addresses: str, on_applied: Callable[[Contents], None] = lambda _: None
-) -> AsyncIterator[CurrentSnapshot]:
-    current = CurrentSnapshot()
-    node = Node("node-1", "0.1.0", "join-token")
-    watch = Watch(addresses, node, current, lambda: 1_000, lambda: 0, on_applied)
-    task = asyncio.create_task(watch.run())
-    try:
-        yield current
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def _until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.005)
+from tests.control.watching import serving, until, watching
 
 
 @pytest.mark.parametrize(
@@ -76,7 +42,7 @@ async def test_a_control_plane_that_is_away_costs_no_more_than_a_moment() -> Non
         nobody.bind(("127.0.0.1", 0))
         away = f"127.0.0.1:{nobody.getsockname()[1]}"
         control_plane = ScriptedControlPlane()
-        async with _serving(control_plane) as address, _watching(away, address):
+        async with serving(control_plane) as address, watching(away, address):
             assert (await control_plane.hear("hello", 2.0)).hello.node_id == "node-1"
             control_plane.say(None)
 
@@ -89,7 +55,7 @@ async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.Monkey
         for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
             monkeypatch.delenv(name, raising=False)
         control_plane = ScriptedControlPlane()
-        async with _serving(control_plane) as address, _watching(address):
+        async with serving(control_plane) as address, watching(address):
             assert (await control_plane.hear("hello", 2.0)).hello.node_id == "node-1"
             control_plane.say(None)
 
@@ -113,37 +79,63 @@ class _Refusing(pb_grpc.ConfigServiceServicer):
 async def test_a_refused_token_is_named_and_not_hammered_with() -> None:
     refusing = _Refusing()
     with capture_logs() as logs:
-        async with _serving(refusing) as address, _watching(address):
-            await _until(lambda: any(each["event"] == "node_token_refused" for each in logs))
+        async with serving(refusing) as address, watching(address):
+            await until(lambda: any(each["event"] == "node_token_refused" for each in logs))
             started_at = time.monotonic()
-            await _until(lambda: refusing.calls > 1 or time.monotonic() - started_at > 1)
+            await until(lambda: refusing.calls > 1 or time.monotonic() - started_at > 1)
     assert refusing.calls == 1
     assert "join-token" not in repr(logs)
 
 
 async def test_a_fault_of_ours_ends_the_stream_and_not_the_watch() -> None:
-    faults = iter([ZeroDivisionError("a fault"), None])
+    faults = iter([ZeroDivisionError("a fault")])
 
-    def applied(_: Contents) -> None:
-        if (fault := next(faults)) is not None:
+    def unreported() -> int:
+        for fault in faults:
             raise fault
+        return 3
 
-    control_plane = ScriptedControlPlane()
+    control_plane = ScriptedControlPlane(heartbeat_ms=50)
+    condition = Condition(unreported_records=unreported)
     with capture_logs() as logs:
-        async with (
-            _serving(control_plane) as address,
-            _watching(address, on_applied=applied) as current,
-        ):
-            control_plane.say(*full(1, configuration(1), 1))
-            await control_plane.hear("hello")
-            await control_plane.hear("hello")
-            # The server may still hold the ended stream: it takes one of the two.
-            control_plane.say(None, *full(1, configuration(2), 2))
-            await _until(lambda: current.latest and current.latest.position.revision == 2)
-            control_plane.say(None)
+        async with serving(control_plane) as address, watching(address, condition=condition):
+            beat = (await control_plane.hear("heartbeat")).heartbeat
+            control_plane.say(None, None)
     faulty = [each for each in logs if each["event"] == "config_stream_failed"]
     assert len(faulty) == 1
     assert faulty[0]["exc_info"]
+    assert beat.unreported_records == 3
+    assert len(control_plane.tokens) == 2
+
+
+class _Tripping:
+    """A compiler with a fault, which one configuration brings out."""
+
+    def __init__(self) -> None:
+        self._compiler = Compiler()
+
+    async def compile(self, holdings: Holdings, change: Change, applied_at_ms: int) -> Compiled:
+        if change.position.revision == 2:
+            raise ZeroDivisionError("a fault")
+        return await self._compiler.compile(holdings, change, applied_at_ms)
+
+    def commit(self, compiled: Compiled) -> None:
+        self._compiler.commit(compiled)
+
+
+async def test_a_configuration_that_trips_the_node_is_refused_and_the_stream_goes_on() -> None:
+    with capture_logs() as logs:
+        async with watching(compiler=_Tripping()) as it:
+            it.control_plane.say(*full(1, configuration(1), 1))
+            await it.control_plane.hear("ack")
+            it.control_plane.say(*full(2, configuration(2), 2))
+            nack = (await it.control_plane.hear("nack")).nack
+            it.control_plane.say(*full(3, configuration(3), 3))
+            ack = (await it.control_plane.hear("ack")).ack
+    assert (nack.reason, nack.applied.revision) == (pb.NACK_REASON_INVALID, 1)
+    assert "a fault" not in nack.problems[0].replace("a fault of the node", "")
+    assert (ack.applied.revision, len(it.control_plane.tokens)) == (3, 1)
+    assert any(each["event"] == "config_compilation_failed" for each in logs)
 
 
 async def test_a_revocation_of_something_unknown_is_not_called_in_force() -> None:
@@ -156,7 +148,7 @@ async def test_a_revocation_of_something_unknown_is_not_called_in_force() -> Non
         )
     )
     control_plane = ScriptedControlPlane()
-    async with _serving(control_plane) as address, _watching(address):
+    async with serving(control_plane) as address, watching(address):
         control_plane.say(strange, revocation("key000000001", 3))
         ack = (await control_plane.hear("revocation_ack")).revocation_ack
         control_plane.say(None)
@@ -166,7 +158,7 @@ async def test_a_revocation_of_something_unknown_is_not_called_in_force() -> Non
 async def test_an_acknowledgement_stays_small_whatever_is_set_aside() -> None:
     resources = [*configuration(0), *(key(number, key_sha256=b"") for number in range(3_000))]
     control_plane = ScriptedControlPlane()
-    async with _serving(control_plane) as address, _watching(address):
+    async with serving(control_plane) as address, watching(address):
         control_plane.say(*full(1, resources, 1))
         ack = (await control_plane.hear("ack", 10)).ack
         control_plane.say(None)

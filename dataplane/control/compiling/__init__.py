@@ -1,0 +1,1 @@
+"""How what was received becomes what requests see, with no more work than changed."""
