@@ -7,6 +7,7 @@ from typing import Protocol
 
 from dataplane.admissions import Admission, Intake, Reservation
 from dataplane.bills import BillBook
+from dataplane.domain.authentication import revoked_refusal
 from dataplane.domain.calls import Call
 from dataplane.domain.denials import limits_unavailable, refusal_for
 from dataplane.domain.emergency import may_fail_open
@@ -15,9 +16,15 @@ from dataplane.domain.expectations import OutputExpectations
 from dataplane.domain.limiting import Demand, Denial, Denied, LayerPlan, LimitsUnavailable, Unit
 from dataplane.domain.principals import Principal
 from dataplane.domain.refusals import Reason, Refusal
+from dataplane.domain.revocations import Revocation
 from dataplane.domain.routing import Attempt
-from dataplane.domain.snapshot import Snapshot
+from dataplane.domain.snapshot import Position, Snapshot
+from dataplane.limits.marks import Overruled
 from dataplane.usage_events import meta_of
+
+
+def _ignore_revocation(_revocation: Revocation) -> None:
+    """Tell nobody."""
 
 
 class Limiter(Protocol):
@@ -30,10 +37,13 @@ class Limiter(Protocol):
         demand: Demand,
         meta: bytes,
         on_late_undo: Callable[[], None],
+        position: Position,
+        principal: Principal,
     ) -> Reservation:
-        """Take `demand` from every layer, or raise Denied or LimitsUnavailable.
+        """Take `demand` from every layer, or raise Denied, Overruled or LimitsUnavailable.
 
         `on_late_undo` is called when others may have reported a request that was not let in.
+        `principal` calls by the configuration of `position`.
         """
 
 
@@ -60,12 +70,18 @@ class Admitting:
         bills: BillBook,
         clock_ms: Callable[[], int],
         emergency: Emergency | None = None,
+        on_revoked_elsewhere: Callable[[Revocation], None] = _ignore_revocation,
     ) -> None:
-        """Put the parts together; without `emergency` nothing is admitted while counters are away."""
+        """Put the parts together; without `emergency` nothing is admitted while counters are away.
+
+        `on_revoked_elsewhere` is called from the event loop, perhaps many times, with a revocation
+        that other nodes have applied and this one has not heard of.
+        """
         self._limiter = limiter
         self._bills = bills
         self._clock_ms = clock_ms
         self._emergency = emergency
+        self._on_revoked_elsewhere = on_revoked_elsewhere
         self._expectations = OutputExpectations()
 
     def note_answer(self, admission: Admission, output_tokens: int) -> None:
@@ -101,6 +117,9 @@ class Admitting:
                 if smaller is None:
                     raise self._denied(denied.denial, snapshot, principal) from denied
                 own_cap = smaller
+            except Overruled as overruled:
+                self._on_revoked_elsewhere(overruled.revocation)
+                raise revoked_refusal(snapshot, overruled.revocation.kind) from overruled
             except LimitsUnavailable as error:
                 raise limits_unavailable() from error
 
@@ -111,7 +130,13 @@ class Admitting:
         retraction = self._bills.retraction_of(draft)
         try:
             reservation = await self._limiter.reserve(
-                request_id, plan, demand, meta_of(draft), retraction.record
+                request_id,
+                plan,
+                demand,
+                meta_of(draft),
+                retraction.record,
+                intake.snapshot.position,
+                intake.principal,
             )
         except LimitsUnavailable:
             organization = intake.principal.user.organization

@@ -38,7 +38,7 @@ from dataplane.limits.operations import (
     encode,
 )
 from dataplane.limits.patience import Deadline
-from dataplane.limits.pending import Deadlines, Pending, Undo
+from dataplane.limits.pending import Deadlines, Pending, Told, Undo
 from dataplane.limits.queues import Queues
 from dataplane.limits.server_clock import ServerClock
 
@@ -60,12 +60,23 @@ _HELD: Final = frozenset({Outcome.OK, Outcome.DUPLICATE})
 _logger = logging.getLogger(__name__)
 
 
+def _do_nothing() -> None:
+    """Tell nobody."""
+
+
 def ignore_crossing(_crossing: Crossing) -> None:
     """Tell nobody."""
 
 
 class Batcher:
-    """The queue in front of one connection, and the task that empties it."""
+    """The queue in front of one connection, and the task that empties it.
+
+    Attributes:
+        availability: Whether counters can be asked.
+        clock: The clock of Redis, as far as it is known here.
+        on_new_epoch: Called from the event loop when the counters are of another epoch than those
+            before: what was written besides counters may be lost.
+    """
 
     def __init__(
         self,
@@ -100,6 +111,8 @@ class Batcher:
         self._wants_look = False
         self.availability = Availability()
         self.clock = ServerClock()
+        self.on_new_epoch: Callable[[], None] = _do_nothing
+        self._counter_epoch = b""
         self._faults = 0
 
     async def start(self) -> None:
@@ -146,6 +159,14 @@ class Batcher:
     def push_later(self, operation: Operation) -> None:
         """Queue an operation that gives way to admits and settles."""
         self._queues.append_later(Pending(operation, None))
+        self._wake.set()
+
+    def write(self, operation: Operation, on_end: Callable[[bool], None]) -> None:
+        """Queue an operation that gives way to others; `on_end` hears whether Redis answered it.
+
+        It waits for as long as Redis is away. It was given up where the queue is full or closed.
+        """
+        self._queues.append_later(Told(operation, on_end))
         self._wake.set()
 
     async def ask(self, operation: Operation, deadline_seconds: float) -> Answer:
@@ -257,6 +278,7 @@ class Batcher:
         if self._connection.is_cold:
             self._note_cold()
             return False
+        self._note_epoch()
         return True
 
     async def _look_and_call(self) -> None:
@@ -274,7 +296,14 @@ class Batcher:
         if self._connection.is_cold:
             self._note_cold()
         else:
+            self._note_epoch()
             self._note_reply(reply, sent_at)
+
+    def _note_epoch(self) -> None:
+        epoch = self._connection.counter_epoch
+        if epoch != self._counter_epoch:
+            self._counter_epoch = epoch
+            self.on_new_epoch()
 
     def _note_cold(self) -> None:
         if not self.availability.is_cold:
@@ -354,7 +383,9 @@ class Batcher:
             # There was no reservation, and an earlier attempt would find that it is too late.
             pending.answer(answer)
             return
-        pending.fail(f"admit ended as {Outcome(outcome).name.lower()}")
+        # Whoever was revoked does not ask again, and so does not meet the release of an earlier attempt.
+        if not (outcome == Outcome.REVOKED and pending.answer(answer)):
+            pending.fail(f"admit ended as {Outcome(outcome).name.lower()}")
         if outcome == Outcome.FAULT:
             _logger.error("admit failed: %s", answer[1])
         if pending.is_unknown or outcome == Outcome.FAULT:

@@ -27,6 +27,8 @@ from dataplane.domain.limiting import (
     Window,
 )
 from dataplane.domain.periods import FOREVER_MS, Calendar
+from dataplane.domain.principals import Principal
+from dataplane.domain.revocations import ORGANIZATION, USER
 
 # With a round of the reaper, what a dead process held is free within 30 s.
 LEASE_MS: Final = 25_000
@@ -38,6 +40,9 @@ SLOT_GRACE_MS: Final = 3_600_000
 REAPED_MS: Final = 3_600_000
 # Until then the record is kept for so long: whoever reports it needs its meta.
 UNREPORTED_MS: Final = 3 * 86_400_000
+# Longer than any node goes without a control plane and is still used. A node that has not heard of a
+# revocation by then has no mark to stop it.
+MARK_MS: Final = 7 * 86_400_000
 # Longer than any admit can be under way.
 TOMBSTONE_MS: Final = 60_000
 # Settles of the last requests of a period arrive after its end.
@@ -174,6 +179,19 @@ class Keyspace:
         """Return the key of a request's reservation or tombstone."""
         return f"{self.prefix}r:{request_id}"
 
+    def mark(self, kind: str, subject_id: str) -> str:
+        """Return the key that says that a key, device, user or organization was revoked."""
+        return f"{self.prefix}x:{kind}:{subject_id}"
+
+    def marks(self, principal: Principal) -> tuple[str, str, str]:
+        """Return the keys that say that a caller was revoked: its credential's comes first."""
+        user = principal.user
+        return (
+            self.mark(principal.kind, principal.principal_id),
+            self.mark(USER, user.user_id),
+            self.mark(ORGANIZATION, user.organization.organization_id),
+        )
+
     def counter(self, layer: Layer, period_id: str = "") -> str:
         """Return the key of a layer's counter, in a period if it has periods."""
         return self._key(layer.kind, layer, period_id)
@@ -238,6 +256,8 @@ class BoundPlan:
         layers: The same, unpacked: `LAYER_FIELDS` values for each.
         valid_from_ms: Limiter time from which the first periods run.
         valid_until_ms: Limiter time at which the first of them ends.
+        mark_keys: Those that say that the plan's caller was revoked, as `Keyspace.marks` has them;
+            none where nobody said who calls.
     """
 
     keys: tuple[str, ...]
@@ -247,6 +267,7 @@ class BoundPlan:
     layers: tuple[tuple[int, ...], ...]
     valid_from_ms: int
     valid_until_ms: int
+    mark_keys: tuple[str, ...] = ()
 
 
 class Binder:
@@ -257,20 +278,29 @@ class Binder:
         self._calendar = Calendar()
         self._bound: WeakKeyDictionary[LayerPlan, BoundPlan] = WeakKeyDictionary()
 
-    def bind(self, plan: LayerPlan, now_ms: int) -> BoundPlan:
+    def bind(self, plan: LayerPlan, now_ms: int, principal: Principal | None = None) -> BoundPlan:
         """Return `plan` bound to the periods of `now_ms`, limiter time.
+
+        Args:
+            plan: The layers.
+            now_ms: Limiter time.
+            principal: Who calls, always the same of one plan; None: it does not matter who.
 
         Raises:
             zoneinfo.ZoneInfoNotFoundError: A layer names a zone that does not exist.
         """
         known = self._bound.get(plan)
-        if known is not None and known.valid_from_ms <= now_ms < known.valid_until_ms:
+        if (
+            known is not None
+            and known.valid_from_ms <= now_ms < known.valid_until_ms
+            and (principal is None or known.mark_keys)
+        ):
             return known
-        fresh = self._bind(plan, now_ms)
+        fresh = self._bind(plan, now_ms, principal)
         self._bound[plan] = fresh
         return fresh
 
-    def _bind(self, plan: LayerPlan, now_ms: int) -> BoundPlan:
+    def _bind(self, plan: LayerPlan, now_ms: int, principal: Principal | None) -> BoundPlan:
         keys: list[str] = []
         parallel_keys: list[str] = []
         period_ids: list[tuple[str, str]] = []
@@ -301,6 +331,7 @@ class Binder:
             layers=tuple(layers),
             valid_from_ms=valid_from_ms,
             valid_until_ms=valid_until_ms,
+            mark_keys=() if principal is None else self._keyspace.marks(principal),
         )
 
 

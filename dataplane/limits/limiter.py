@@ -18,11 +18,15 @@ from dataplane.domain.limiting import (
     LayerPlan,
     LimitsUnavailable,
 )
+from dataplane.domain.principals import Principal
 from dataplane.domain.quotas import LayerBalance
+from dataplane.domain.revocations import Revocation
+from dataplane.domain.snapshot import Position
 from dataplane.limits.batcher import Batcher, ignore_crossing
 from dataplane.limits.connection import TIMEOUT_SECONDS, RedisConnection
 from dataplane.limits.counters import DEFAULT_HASH_TAG, LEASE_MS, Binder, Keyspace
 from dataplane.limits.crossings import Crossing
+from dataplane.limits.marks import Marks, overruling
 from dataplane.limits.operations import (
     Admit,
     Answer,
@@ -59,6 +63,8 @@ class Limiter:
         self._binder = binder
         self._loop = asyncio.get_running_loop()
         self._active: dict[str, Reservation] = {}
+        self._marks = Marks(batcher.write, self._loop.time)
+        batcher.on_new_epoch = self._marks.renew
         self._heartbeat = asyncio.create_task(self._beat(), name="limits-heartbeat")
 
     @classmethod
@@ -93,7 +99,7 @@ class Limiter:
         )
 
         def rebind(operation: Admit, now_ms: int) -> None:
-            operation.bound = binder.bind(operation.plan, now_ms)
+            operation.bound = binder.bind(operation.plan, now_ms, operation.principal)
 
         batcher = Batcher(connection, keyspace, rebind, on_crossing)
         await batcher.start()
@@ -152,6 +158,8 @@ class Limiter:
         demand: Demand,
         meta: bytes,
         on_late_undo: Callable[[], None] | None = None,
+        position: Position | None = None,
+        principal: Principal | None = None,
     ) -> Reservation:
         """Reserve `demand` from every layer of `plan`, or from none.
 
@@ -167,14 +175,19 @@ class Limiter:
                 end, but others may have found it reserved for so long that they took this process
                 for dead, and charged and reported it: it was cut off from Redis for longer than a
                 lease. No more is charged by then, or will be when Redis is back.
+            position: The configuration by which the caller was let in.
+            principal: Who calls, always the same of one plan. Without both, it does not matter
+                whether they were revoked.
 
         Raises:
             Denied: A layer was short; no counter has moved.
+            Overruled: The caller was revoked, and that configuration does not say so; no counter has
+                moved.
             LimitsUnavailable: Redis did not answer in time.
         """
         if plan.closed_layer is not None:
             raise Denied(closed_denial(plan.closed_layer))
-        bound = self._binder.bind(plan, self._now_ms())
+        bound = self._binder.bind(plan, self._now_ms(), principal)
         operation = Admit(
             request_id,
             plan,
@@ -184,6 +197,8 @@ class Limiter:
             meta,
             expected_nanousd=demand.expected_nanousd,
             on_late_undo=on_late_undo,
+            position=position,
+            principal=principal,
         )
         future = self._batcher.admit(operation)
         try:
@@ -194,11 +209,26 @@ class Limiter:
             raise
         if answer[0] == Outcome.DENY:
             raise Denied(denial_of(plan, operation.bound, answer))
+        if answer[0] == Outcome.REVOKED and principal is not None:
+            raise overruling(principal, answer)
         reservation = Reservation(
             operation, answer, self._loop.time(), self._close, self._ask_at_once
         )
         self._active[request_id] = reservation
         return reservation
+
+    def mark_revoked(self, revocation: Revocation) -> None:
+        """Tell the other nodes by Redis that something was revoked; idempotent, and waits for nothing.
+
+        While Redis is away the newest 10,000 are kept and written when it is back; those of the last
+        seven days also when it was emptied.
+        """
+        self._marks.note(revocation)
+
+    @property
+    def unwritten_marks(self) -> int:
+        """The number of revocations that Redis is not known to have."""
+        return len(self._marks)
 
     def in_flight(self) -> list[Held]:
         """Return what requests hold that are neither settled nor released, for a rebuild."""

@@ -13,6 +13,8 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from dataplane.domain.limiting import LayerPlan
+from dataplane.domain.principals import Principal
+from dataplane.domain.snapshot import Position
 from dataplane.limits.counters import BoundPlan, Keyspace
 
 
@@ -38,6 +40,7 @@ class Verb(IntEnum):
     RESET_CLOCK = 17
     CANCEL = 18
     RAISE = 19
+    MARK = 20
 
 
 class Outcome(IntEnum):
@@ -49,7 +52,7 @@ class Outcome(IntEnum):
     periods sent do not hold the limiter's time. `GONE` there is no reservation. `FAULT` the
     operation met something it does not understand. `TAKEN` another node maintains the counters.
     `MOVED` what the caller had read has changed meanwhile. `FENCED` the caller no longer
-    maintains the counters.
+    maintains the counters. `REVOKED` who asks was revoked, and its node does not know yet.
     """
 
     OK = 0
@@ -64,6 +67,7 @@ class Outcome(IntEnum):
     TAKEN = 9
     MOVED = 10
     FENCED = 11
+    REVOKED = 12
 
 
 # For whoever needs no maintenance lease, such as a node that forfeits what it reserved itself.
@@ -75,8 +79,8 @@ HELD: Final = 1
 REAPED: Final = 2
 LOST: Final = 3
 
-# The counter epoch and the packed batch come before the texts.
-_FIXED_ARGUMENTS: Final = 2
+# The counter epoch, the packed batch and the packed callers come before the texts.
+_FIXED_ARGUMENTS: Final = 3
 
 # An answer is [outcome, …]; what follows is described at the operation in `scripts/`.
 # Any: the fields differ by operation, and the script that wrote them is ours.
@@ -84,9 +88,22 @@ Answer = list[Any]
 
 
 class Layout:
-    """The keys, plans and texts of one batch, numbered as the script counts them: from 1."""
+    """The keys, plans and texts of one batch, numbered as the script counts them: from 1.
 
-    __slots__ = ("_bases", "_declared", "_keyspace", "keys", "plans", "texts")
+    Marks of revocations have numbers of their own; their keys are the last of the batch.
+    """
+
+    __slots__ = (
+        "_bases",
+        "_caller_numbers",
+        "_declared",
+        "_keyspace",
+        "callers",
+        "keys",
+        "marks",
+        "plans",
+        "texts",
+    )
 
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace
@@ -95,6 +112,9 @@ class Layout:
         ]  # fmt: skip
         self.plans: list[msgspec.Raw] = []
         self.texts: list[bytes] = []
+        self.marks: dict[str, int] = {}
+        self.callers: list[tuple[str | int, ...]] = []
+        self._caller_numbers: dict[tuple[int, int], int] = {}
         self._bases: dict[int, tuple[int, int]] = {}
         self._declared: set[int] = set()
 
@@ -127,6 +147,20 @@ class Layout:
             self._bases[id(bound)] = known
             self._declared.add(id(bound))
         return known
+
+    def caller(self, bound: BoundPlan, position: Position | None) -> int:
+        """Declare who asks, by which configuration; return the number, 0 where nobody says so."""
+        if position is None or not bound.mark_keys:
+            return 0
+        # Whoever asks holds on to both while the batch is made.
+        name = id(bound), id(position)
+        number = self._caller_numbers.get(name)
+        if number is None:
+            marks = self.marks
+            numbers = [marks.setdefault(key, len(marks) + 1) for key in bound.mark_keys]
+            self.callers.append((position.config_epoch, position.revision, *numbers))
+            number = self._caller_numbers[name] = len(self.callers)
+        return number
 
     def request(
         self, request_id: str, bound: BoundPlan | None = None, keys: Sequence[str] = ()
@@ -163,7 +197,8 @@ class Admit:
     Hard budgets hold `cost_nanousd`, soft ones `expected_nanousd` (None: the same). `meta` is
     UTF-8 text for whoever finds the reservation after its owner died. `on_late_undo` is called, and
     does not travel, when the admit was undone too late to keep a reaper from reporting it; it may
-    come for one that never took effect.
+    come for one that never took effect. `principal` is who asks, by the configuration of `position`:
+    one that was revoked after it is refused; without both, anybody is let in who has room.
     Answers as told in `scripts/admit.lua`.
     """
 
@@ -176,6 +211,8 @@ class Admit:
     not_after_ms: int = 0
     expected_nanousd: int | None = None
     on_late_undo: Callable[[], None] | None = None
+    position: Position | None = None
+    principal: Principal | None = None
 
     @property
     def soft_nanousd(self) -> int:
@@ -197,6 +234,7 @@ class Admit:
             self.not_after_ms,
             layout.text(self.meta),
             self.soft_nanousd,
+            layout.caller(self.bound, self.position),
         )
 
 
@@ -332,17 +370,20 @@ class Extend:
     """Raise what the soft budgets of a request hold to `expected_nanousd`, all of them or none.
 
     Answers `[OK]`, also when they hold that much already; `[DENY]` when one has no room: nothing
-    changed; `[GONE]` when the request is no longer held.
+    changed; `[GONE]` when the request is no longer held; `[REVOKED, …]` when its caller was revoked
+    after `position`, that of its admission, and its streams are to end.
     """
 
     request_id: str
     bound: BoundPlan
     expected_nanousd: int
+    position: Position | None = None
 
     def pack(self, layout: Layout, keyspace: Keyspace) -> tuple[Any, ...]:
         """Declare the reservation and its counters."""
         key = layout.request(self.request_id, self.bound)
-        return (int(Verb.EXTEND), key, self.expected_nanousd)
+        caller = layout.caller(self.bound, self.position)
+        return (int(Verb.EXTEND), key, self.expected_nanousd, caller)
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,7 +421,9 @@ def encode(operations: Sequence[Operation], keyspace: Keyspace) -> tuple[list[st
     """Return the keys of a batch, and its arguments from the second on."""
     layout = Layout(keyspace)
     packed = [operation.pack(layout, keyspace) for operation in operations]
-    return layout.keys, [_ENCODER.encode((packed, layout.plans)), *layout.texts]
+    batch = _ENCODER.encode((packed, layout.plans, len(layout.marks)))
+    callers = _ENCODER.encode(layout.callers) if layout.callers else b""
+    return [*layout.keys, *layout.marks], [batch, callers, *layout.texts]
 
 
 def decode(reply: bytes) -> Reply:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from dataplane.domain.limiting import LimitsUnavailable
@@ -59,6 +60,25 @@ class Pending:
         """Tell whoever waits that there will be no answer."""
         if self.future is not None and not self.future.done():
             self.future.set_exception(LimitsUnavailable(reason))
+
+
+class Told(Pending):
+    """An operation that nobody waits for; whoever queued it is told whether Redis answered it."""
+
+    __slots__ = ("_on_end",)
+
+    def __init__(self, operation: Operation, on_end: Callable[[bool], None]) -> None:
+        super().__init__(operation, None)
+        self._on_end = on_end
+
+    def answer(self, answer: Answer) -> bool:
+        """Say that it is done."""
+        self._on_end(True)
+        return False
+
+    def fail(self, reason: str) -> None:
+        """Say that it was given up."""
+        self._on_end(False)
 
 
 class Undo(Pending):

@@ -149,7 +149,8 @@ class Reservation:
         fails, the hold may have been raised: the settle gives it back.
 
         Returns:
-            False when one of them has no room for it; nothing has changed then.
+            False when one of them has no room for it, or streams of who asked are to end; nothing
+            has changed then.
 
         Raises:
             LimitsUnavailable: No answer in time.
@@ -160,9 +161,10 @@ class Reservation:
         is_soft = any(layer[0] == SOFT_SPEND for layer in self.bound.layers)
         if not (self.is_open and is_soft and expected_nanousd > self._soft_nanousd):
             return True
-        answer = await self._ask(Extend(self.request_id, self.bound, expected_nanousd))
+        position = self._admit.position
+        answer = await self._ask(Extend(self.request_id, self.bound, expected_nanousd, position))
         match answer[0]:
-            case Outcome.DENY:
+            case Outcome.DENY | Outcome.REVOKED:
                 return False
             case Outcome.OK:
                 self._soft_nanousd = max(self._soft_nanousd, expected_nanousd)

@@ -10,11 +10,12 @@ from typing import Final
 from dataplane.domain.limiting import NEVER_MS
 from dataplane.domain.periods import FOREVER_MS
 from dataplane.limits import counters
+from dataplane.limits.marks import CREDENTIAL_PLACE, MARK_FIELDS
 from dataplane.limits.operations import HELD, LOST, NO_FENCE, REAPED, Outcome, Verb
 
 _COMMON_PARTS: Final = ("counters", "admit", "settle", "release", "heartbeat")
 # Made only when a batch has one of them: a function that is made in every call costs every call.
-_RARE_PARTS: Final = ("inspect", "extend", "cancel", "reap", "maintain")
+_RARE_PARTS: Final = ("mark", "inspect", "extend", "cancel", "reap", "maintain")
 # What may stand for something else than a constant is matched, too, and left alone.
 _NAME: Final = re.compile(r'"[^"\n]*"|--[^\n]*|\b[A-Z][A-Z_]*\b')
 
@@ -25,6 +26,10 @@ _CONSTANTS: Final[dict[str, int | str]] = {
     "REAPED_KEY": 4,
     "EPOCH_ARGUMENT": 1,
     "BATCH_ARGUMENT": 2,
+    "CALLERS_ARGUMENT": 3,
+    # Of a caller's marks.
+    "CREDENTIAL_PLACE": CREDENTIAL_PLACE,
+    "MARK_FIELDS": MARK_FIELDS,
     "LAYER_FIELDS": counters.LAYER_FIELDS,
     "COUNTER_FIELDS": counters.COUNTER_FIELDS,
     "SLOTS": counters.SLOTS,
@@ -33,6 +38,7 @@ _CONSTANTS: Final[dict[str, int | str]] = {
     "REAPED_MS": counters.REAPED_MS,
     "UNREPORTED_MS": counters.UNREPORTED_MS,
     "TOMBSTONE_MS": counters.TOMBSTONE_MS,
+    "MARK_MS": counters.MARK_MS,
     "PERIOD_GRACE_MS": counters.PERIOD_GRACE_MS,
     "FOREVER_MS": FOREVER_MS,
     "NEVER": NEVER_MS,

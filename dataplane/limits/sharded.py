@@ -15,6 +15,7 @@ Within each half everything is as in one `Limiter`. What a request asks for is t
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Callable
 from typing import Final, Self
 
@@ -22,7 +23,10 @@ from dataplane.changes import Changes
 from dataplane.domain.breaker import BreakerState
 from dataplane.domain.denials import closed_denial
 from dataplane.domain.limiting import Demand, Denied, LayerPlan, LimitsUnavailable
+from dataplane.domain.principals import Principal
 from dataplane.domain.quotas import LayerBalance
+from dataplane.domain.revocations import Revocation
+from dataplane.domain.snapshot import Position
 from dataplane.limits.batcher import ignore_crossing
 from dataplane.limits.buckets import (
     SHARED_TAG,
@@ -33,6 +37,7 @@ from dataplane.limits.buckets import (
 from dataplane.limits.connection import TIMEOUT_SECONDS
 from dataplane.limits.crossings import Crossing
 from dataplane.limits.limiter import PATIENCE_SECONDS, Limiter
+from dataplane.limits.marks import MOST_REMEMBERED, could_call
 from dataplane.limits.reservation import Held, Reservation
 from dataplane.limits.split_reservation import SplitReservation, whole_denial
 from dataplane.limits.topology import TargetOf
@@ -71,6 +76,8 @@ class ShardedLimiter:
         self._fresh_seconds = fresh_seconds
         self._warming: dict[str, asyncio.Task[None]] = {}
         self._waiting = 0
+        self._unmarked: deque[Revocation] = deque(maxlen=MOST_REMEMBERED)
+        self._marking: asyncio.Task[None] | None = None
         self._turns = asyncio.Semaphore(_OPENED_AT_ONCE)
         self._is_closed = False
 
@@ -174,6 +181,8 @@ class ShardedLimiter:
         demand: Demand,
         meta: bytes,
         on_late_undo: Callable[[], None] | None = None,
+        position: Position | None = None,
+        principal: Principal | None = None,
     ) -> Reservation | SplitReservation:
         """Reserve `demand` from every layer of `plan`, or in the end from none.
 
@@ -183,16 +192,18 @@ class ShardedLimiter:
 
         Raises:
             Denied: A layer was short; no counter has moved, or has moved back.
+            Overruled: The caller was revoked; likewise.
             LimitsUnavailable: A server did not answer in time.
         """
+        caller = position, principal
         if plan.closed_layer is not None:
             raise Denied(closed_denial(plan.closed_layer))
         halves = self._divider.halves_of(plan)
         if halves.own is None:
-            return await self.shared.reserve(request_id, plan, demand, meta, on_late_undo)
+            return await self.shared.reserve(request_id, plan, demand, meta, on_late_undo, *caller)
         own_limiter = self._limiters.get(halves.tag) or await self.open(halves.tag)
         if halves.shared is None:
-            return await own_limiter.reserve(request_id, plan, demand, meta, on_late_undo)
+            return await own_limiter.reserve(request_id, plan, demand, meta, on_late_undo, *caller)
         if not own_limiter.is_available:
             await self._warmed(halves.tag)
         if not own_limiter.is_available:
@@ -205,12 +216,39 @@ class ShardedLimiter:
             stack.callback(shared.cancel)
             try:
                 # Nobody makes a record of a shared half: only this one can come too late.
-                own = await own_limiter.reserve(request_id, halves.own, demand, meta, on_late_undo)
+                own = await own_limiter.reserve(
+                    request_id, halves.own, demand, meta, on_late_undo, *caller
+                )
             except Denied as denied:
                 denial = whole_denial(denied.denial, halves, shared, demand)
                 raise Denied(denial) from None
             stack.pop_all()
         return SplitReservation(halves, shared, own)
+
+    def mark_revoked(self, revocation: Revocation) -> None:
+        """Tell the other nodes by Redis that something was revoked; idempotent, and waits for nothing.
+
+        The mark is kept in the bucket of its organization, which is opened for it, and beside what
+        organizations share, for calls that nothing else counts. Otherwise as `Limiter.mark_revoked`.
+        """
+        if not could_call(revocation) or self._is_closed:
+            return
+        self.shared.mark_revoked(revocation)
+        if not revocation.organization_id:
+            return
+        known = self._limiters.get(bucket_tag(revocation.organization_id))
+        if known is not None:
+            known.mark_revoked(revocation)
+            return
+        self._unmarked.append(revocation)
+        if self._marking is None:
+            self._marking = asyncio.create_task(self._mark(), name="limits-mark")
+
+    @property
+    def unwritten_marks(self) -> int:
+        """The number of revocations that some server is not known to have."""
+        written = sum(each.unwritten_marks for each in self._limiters.values())
+        return written + len(self._unmarked)
 
     def in_flight(self) -> list[Held]:
         """Return what requests hold; those with two halves are told twice."""
@@ -289,8 +327,8 @@ class ShardedLimiter:
         self._is_closed = True
         if self._opening:
             await asyncio.wait(list(self._opening.values()))
-        for warming in self._warming.values():
-            warming.cancel()
+        for work in (*self._warming.values(), *filter(None, [self._marking])):
+            work.cancel()
         closing = (each.aclose(deadline_seconds) for each in self._limiters.values())
         return sum(await asyncio.gather(*closing))
 
@@ -309,6 +347,22 @@ class ShardedLimiter:
             self._warming[hash_tag] = warming
             warming.add_done_callback(lambda _: self._warming.pop(hash_tag, None))
         return limiter
+
+    async def _mark(self) -> None:
+        """Open the buckets of what was revoked, one after the other."""
+        try:
+            while self._unmarked:
+                revocation = self._unmarked[0]
+                limiter = await self.open(bucket_tag(revocation.organization_id))
+                limiter.mark_revoked(revocation)
+                # It may have been pushed out meanwhile.
+                if self._unmarked and self._unmarked[0] is revocation:
+                    self._unmarked.popleft()
+        except LimitsUnavailable:
+            # Closing: other nodes mark it, too.
+            self._unmarked.clear()
+        finally:
+            self._marking = None
 
     async def _warm(self, limiter: Limiter) -> None:
         """Return when counters are rebuilt that were cold when they were first looked at."""

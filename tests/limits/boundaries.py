@@ -11,6 +11,7 @@ from tests.limits import (
     boundaries_calendars,
     boundaries_cancels,
     boundaries_epochs,
+    boundaries_marks,
     boundaries_rates,
     boundaries_requests,
     boundaries_upkeep,
@@ -27,4 +28,5 @@ CASES: Final[tuple[Case, ...]] = (
     *boundaries_cancels.CASES,
     *boundaries_upkeep.CASES,
     *boundaries_epochs.CASES,
+    *boundaries_marks.CASES,
 )

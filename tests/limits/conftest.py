@@ -16,11 +16,13 @@ for _module in (
     "boundaries_calendars",
     "boundaries_cancels",
     "boundaries_epochs",
+    "boundaries_marks",
     "boundaries_rates",
     "boundaries_requests",
     "boundaries_upkeep",
     "boundaries_windows",
     "machine",
+    "machine_marks",
     "machine_requests",
     "promises",
 ):

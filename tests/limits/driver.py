@@ -3,8 +3,11 @@
 from collections.abc import Callable
 
 from dataplane.domain.limiting import Layer, LayerKind, LayerPlan, Unit
+from dataplane.domain.revocations import Revocation
+from dataplane.domain.snapshot import Position
 from dataplane.limits import counters
 from dataplane.limits.counters import BoundPlan
+from dataplane.limits.marks import Mark
 from dataplane.limits.operations import (
     NO_FENCE,
     Admit,
@@ -31,6 +34,7 @@ from dataplane.limits.upkeep import (
     Restore,
     Unreported,
 )
+from tests.limits.callers import Caller
 from tests.limits.plans import SLOT_MS, WINDOW_MS, amount_of
 from tests.limits.script_runner import ScriptRunner
 
@@ -68,12 +72,25 @@ class Driver(ScriptRunner):
         expected: int | None = None,
         bound: BoundPlan | None = None,
         not_after_ms: int | None = None,
+        caller: Caller | None = None,
     ) -> Admit:
         """Return an admit that is ready to go, and remember its keys."""
-        bound = bound or self.bind(plan)
+        position, principal = caller or (None, None)
+        bound = bound or self.bind(plan, principal=principal)
         self._bound.setdefault(request_id, bound)
         deadline = self.server_now_ms + 100 if not_after_ms is None else not_after_ms
-        return Admit(request_id, plan, bound, tokens, cost, META, deadline, expected)
+        return Admit(
+            request_id,
+            plan,
+            bound,
+            tokens,
+            cost,
+            META,
+            deadline,
+            expected,
+            position=position,
+            principal=principal,
+        )
 
     def admit(
         self,
@@ -86,6 +103,7 @@ class Driver(ScriptRunner):
         bound: BoundPlan | None = None,
         not_after_ms: int | None = None,
         epoch: str | None = None,
+        caller: Caller | None = None,
     ) -> Answer:
         operation = self.admission(
             request_id,
@@ -95,8 +113,26 @@ class Driver(ScriptRunner):
             expected=expected,
             bound=bound,
             not_after_ms=not_after_ms,
+            caller=caller,
         )
         return self.call(operation, epoch=epoch).answers[0]
+
+    def marking(self, *revocations: Revocation) -> Mark:
+        return Mark(revocations)
+
+    def mark(self, *revocations: Revocation) -> Answer:
+        return self.ask(self.marking(*revocations))
+
+    def marks(self) -> dict[tuple[str, str], tuple[str, int, bool]]:
+        """Return what is marked: (kind, id) → epoch, revision, whether streams end."""
+        prefix, found = self.keyspace.mark("", "").removesuffix(":"), {}
+        for key in self.redis.scan_iter(f"{prefix}*", count=1000):
+            kind, _, subject_id = key.decode().removeprefix(prefix).partition(":")
+            text = self.redis.get(key)
+            assert isinstance(text, bytes)
+            revision, ends_streams, epoch = text.decode().split(" ", 2)
+            found[kind, subject_id] = (epoch, int(revision), ends_streams == "1")
+        return found
 
     def settle(self, request_id: str, tokens: int = 1, cost: int = 1) -> Answer:
         return self.ask(Settle(request_id, tokens, cost, self._bound.get(request_id)))
@@ -107,8 +143,8 @@ class Driver(ScriptRunner):
     def cancel(self, request_id: str, admitted_at_ms: int) -> Answer:
         return self.ask(Cancel(request_id, self._bound[request_id], admitted_at_ms))
 
-    def extend(self, request_id: str, expected: int) -> Answer:
-        return self.ask(Extend(request_id, self._bound[request_id], expected))
+    def extend(self, request_id: str, expected: int, position: Position | None = None) -> Answer:
+        return self.ask(Extend(request_id, self._bound[request_id], expected, position))
 
     def heartbeat(self, request_id: str) -> Answer:
         return self.ask(Heartbeat(request_id, self._bound[request_id]))

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from dataplane.domain.limiting import LayerPlan
 from dataplane.limits.operations import Answer, Outcome
 from tests.limits import promises
+from tests.limits.callers import Caller
 from tests.limits.driver import Driver
 from tests.limits.model import Model
 from tests.limits.model_counts import Crossing
@@ -46,6 +47,10 @@ class RequestMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.driver.__exit__(None, None, None)
 
+    def caller(self, plan: LayerPlan) -> Caller | None:
+        """Return who calls with a plan, by which configuration; None: it does not matter."""
+        return None
+
     def any_request(self, pick: int) -> str:
         """Return one of the last requests, or one that nobody has heard of."""
         recent = list(self.demands)[-6:]
@@ -77,18 +82,21 @@ class RequestMachine(RuleBasedStateMachine):
 
     def admit_both(self, request_id: str) -> None:
         plan, tokens, cost, expected = self.demands[request_id]
-        answer = self.driver.admit(request_id, plan, tokens, cost, expected=expected)
-        assert answer == self.model.admit(request_id, plan, tokens, cost, expected)
+        caller = self.caller(plan)
+        answer = self.driver.admit(request_id, plan, tokens, cost, expected=expected, caller=caller)
+        assert answer == self.model.admit(request_id, plan, tokens, cost, expected, caller)
         if answer[0] == Outcome.OK:
             promises.assert_it_fitted(self.model, plan)
 
     @rule(count=st.integers(2, 5), tokens=AMOUNTS, cost=AMOUNTS, share=EXPECTED)
     def admit_a_batch(self, count: int, tokens: int, cost: int, share: float | None) -> None:
         names = [self.demand(index % 2, tokens, cost, share) for index in range(count)]
-        demands = [(each, *self.demands[each]) for each in names]
+        demands = [
+            (each, *self.demands[each], self.caller(self.demands[each][0])) for each in names
+        ]
         admits = [
-            self.driver.admission(name, plan, tokens, cost, expected=expected)
-            for name, plan, tokens, cost, expected in demands
+            self.driver.admission(name, plan, tokens, cost, expected=expected, caller=caller)
+            for name, plan, tokens, cost, expected, caller in demands
         ]
         answers = self.driver.call(*admits).answers
         assert answers == [self.model.admit(*each) for each in demands]
@@ -138,8 +146,10 @@ class RequestMachine(RuleBasedStateMachine):
     def extend(self, pick: int, expected: int) -> None:
         request_id = self.live_request(pick)
         if request_id in self.demands:
-            answer = self.driver.extend(request_id, expected)
-            assert answer == [self.model.extend(request_id, expected)]
+            caller = self.caller(self.demands[request_id][0])
+            position = caller[0] if caller else None
+            answer = self.driver.extend(request_id, expected, position)
+            assert answer == self.model.extend(request_id, expected, caller)
 
     @rule(pick=PICK)
     def heartbeat(self, pick: int) -> None:

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 from dataplane.domain.limiting import Layer, LayerKind, LayerPlan, Unit
+from dataplane.domain.revocations import Revocation, overrules
 from dataplane.limits.operations import Outcome
+from tests.limits.callers import Caller, subjects_of
 from tests.limits.model_counts import CALENDAR, LEASE_MS, Entry, State
 from tests.limits.model_upkeep import Upkeep
 from tests.limits.plans import amount_of
@@ -13,16 +15,25 @@ class Model(Upkeep):
     """The rules of requests; each operation returns what the script must answer."""
 
     def admit(
-        self, request_id: str, plan: LayerPlan, tokens: int, cost: int, expected: int | None = None
+        self,
+        request_id: str,
+        plan: LayerPlan,
+        tokens: int,
+        cost: int,
+        expected: int | None = None,
+        caller: Caller | None = None,
     ) -> list[object]:
         """Return the answer, from the outcome on; `nexts` is always 0 for a fresh binding."""
+        revoked = self._revoked(caller)
         if self.is_cold:
-            return [Outcome.COLD]
+            return revoked or [Outcome.COLD]
         if request_id in self.tombstones:
             return [Outcome.RELEASED]
         earlier = self.known(request_id)
         if earlier is not None and self.is_present(earlier):
             return [Outcome.DUPLICATE, *earlier.answer]
+        if revoked:
+            return revoked
         pairs: list[int] = []
         binding = None
         for position, layer in enumerate(plan.layers, start=1):
@@ -113,10 +124,31 @@ class Model(Upkeep):
         before_us = (entry.due_ms[layer] - 1) * 1000 - layer.emission_interval_us
         return is_last or before_us >= self.now_ms * 1000
 
-    def extend(self, request_id: str, expected: int) -> Outcome:
+    def mark(self, revocation: Revocation) -> None:
+        position = revocation.config_epoch, revocation.revision
+        if self.marks.get(revocation.subject, ("", 0, False))[:2] < position:
+            self.marks[revocation.subject] = (*position, revocation.terminates)
+
+    def _revoked(self, caller: Caller | None) -> list[object]:
+        """Return what a caller is told whose node has not heard of its revocation; else nothing."""
+        if caller is None:
+            return []
+        position, principal = caller
+        for place, subject in enumerate(subjects_of(principal), start=1):
+            if subject in self.marks:
+                epoch, revision, terminates = self.marks[subject]
+                there = position.config_epoch, position.revision
+                if overrules(subject[0], epoch, revision, *there):
+                    return [Outcome.REVOKED, place, epoch, revision, int(terminates)]
+        return []
+
+    def extend(self, request_id: str, expected: int, caller: Caller | None = None) -> list[object]:
         entry = self.find(request_id)
         if entry is None or entry.state is not State.HELD:
-            return Outcome.GONE
+            return [Outcome.GONE]
+        revoked = self._revoked(caller)
+        if revoked and revoked[-1]:
+            return revoked
         more = {
             layer: expected - held
             for layer, held in entry.held.items()
@@ -125,12 +157,12 @@ class Model(Upkeep):
         for layer, amount in more.items():
             used = sum(self.balance(layer, entry.period(layer)))
             if used + amount > layer.capacity and not layer.is_shadow:
-                return Outcome.DENY
+                return [Outcome.DENY]
         for layer in more:
             entry.held[layer] = expected
         if more:
             entry.expected = expected
-        return Outcome.OK
+        return [Outcome.OK]
 
     def heartbeat(self, request_id: str) -> Outcome:
         entry = self.find(request_id)

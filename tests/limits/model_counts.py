@@ -86,6 +86,7 @@ class Counts:
         self.told: dict[Counter, int] = {}
         self.epoch = 1
         self.is_cold = False
+        self.marks: dict[tuple[str, str], tuple[str, int, bool]] = {}
 
     def see_clock(self, server_now_ms: int) -> None:
         self.now_ms = max(self.now_ms, server_now_ms)

@@ -101,6 +101,7 @@ class Upkeep(Counts):
         self.unreported.clear()
         self.corrections.clear()
         self.told.clear()
+        self.marks.clear()
         self.owner = ""
         self.is_cold = True
 

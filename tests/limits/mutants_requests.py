@@ -182,7 +182,7 @@ REQUESTS = (
     ),
     Mutant(
         "an admit to counters of another epoch",
-        "if counter_epoch ~= ARGV[EPOCH_ARGUMENT] then return {COLD} end\n  local reservation",
+        "if counter_epoch ~= ARGV[EPOCH_ARGUMENT] then return revoked or {COLD} end\n  local reservation",
         "local reservation",
         requests.an_admit_whose_caller_has_left_does_nothing,
     ),

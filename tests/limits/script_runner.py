@@ -13,6 +13,7 @@ import redis
 
 from dataplane.domain.limiting import Layer, LayerKind, LayerPlan
 from dataplane.domain.periods import Periods, periods_at
+from dataplane.domain.principals import Principal
 from dataplane.limits.counters import Binder, BoundPlan, Keyspace
 from dataplane.limits.operations import Answer, Balance, Operation, Outcome, Reply, decode, encode
 from dataplane.limits.script import Script, assemble, source
@@ -108,10 +109,12 @@ class ScriptRunner:
         assert epoch is None or isinstance(epoch, bytes)
         return (epoch or b"").decode()
 
-    def bind(self, plan: LayerPlan, now_ms: int | None = None) -> BoundPlan:
+    def bind(
+        self, plan: LayerPlan, now_ms: int | None = None, principal: Principal | None = None
+    ) -> BoundPlan:
         """Bind as the limiter does, by limiter time, or by a clock that is wrong."""
         believed = max(self.limiter_now_ms, self.server_now_ms) if now_ms is None else now_ms
-        return self._binder.bind(plan, believed)
+        return self._binder.bind(plan, believed, principal)
 
     def counter_key(self, layer: Layer, at_ms: int | None = None) -> str:
         """Return the key of a layer's counter, of the period of `at_ms` (now)."""

@@ -14,6 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from dataplane.domain.limiting import Layer, LayerPlan, SubjectKind, Unit, Window, plan_of
 from tests.limits.machine import LimiterMachine
+from tests.limits.machine_marks import MarkingMachine
 from tests.limits.plans import budget, layer, rate, shadowed
 
 
@@ -80,10 +81,12 @@ PROFILES: Final = {
 }
 
 
-def explore(redis_url: str, profile: str, examples: int) -> None:
+def explore(
+    redis_url: str, profile: str, examples: int, kind: type[LimiterMachine] = LimiterMachine
+) -> None:
     plans = PROFILES[profile]
 
-    class Machine(LimiterMachine):
+    class Machine(kind):  # type: ignore[valid-type,misc] # one of two machines
         def __init__(self) -> None:
             super().__init__(redis_url, plans)
 
@@ -106,6 +109,15 @@ def test_the_script_and_the_model_agree(profile: str, redis_url: str) -> None:
 
 def test_the_script_and_the_model_agree_on_every_server(redis_under_test: str) -> None:
     explore(redis_under_test, "mix", examples=8)
+
+
+def test_the_script_and_the_model_agree_on_who_was_revoked(redis_under_test: str) -> None:
+    explore(redis_under_test, "soft", examples=16, kind=MarkingMachine)
+
+
+@pytest.mark.long
+def test_the_script_and_the_model_agree_at_length_on_who_was_revoked(redis_url: str) -> None:
+    explore(redis_url, "mix", examples=500, kind=MarkingMachine)
 
 
 @pytest.mark.long

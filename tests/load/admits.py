@@ -19,8 +19,10 @@ from typing import Final
 import msgspec
 
 from dataplane.domain.calls import NO_LAYERS
-from dataplane.domain.limiting import Demand, LimitsUnavailable
+from dataplane.domain.limiting import Demand, LimitsUnavailable, SubjectKind
+from dataplane.domain.principals import Organization, Principal, User
 from dataplane.domain.request_ids import request_id
+from dataplane.domain.snapshot import Position
 from dataplane.limits.desk import open_counters
 from dataplane.limits.limiter import Limiter
 from tests.control.usage_events import usage_event
@@ -32,6 +34,10 @@ from tests.load.redis_work import RedisWork, redis_work
 _DEMAND: Final = Demand(2_000, 4_000_000, 1_000_000)
 _TOOK: Final = (1_000, 900_000)
 _CLOSE_S: Final = 5.0
+_POSITION: Final = Position("t019ab0c1d2e3-0123456789ab", 4_711, bytes(32))
+_CALLER: Final = Principal(
+    SubjectKind.KEY, "k_1", "laptop", User("u_1", "alice", Organization("o_1", "acme")), "r_1"
+)
 
 
 class AdmitJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,7 +145,14 @@ class Admissions:
         name = request_id(time.time_ns() // 1_000_000, os.urandom(10))
         began_at = time.perf_counter()
         try:
-            reservation = await self._limiter.reserve(name, self._plan, _DEMAND, self._meta)
+            reservation = await self._limiter.reserve(
+                name,
+                self._plan,
+                _DEMAND,
+                self._meta,
+                position=_POSITION,
+                principal=_CALLER,
+            )
         except LimitsUnavailable:
             self._unavailable += 1
             # A caller that is refused at once must not keep the others from their turn.

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from msgspec.structs import replace as changed
 
 from dataplane.domain.principals import LimitEntry
 from tests.pipeline.conftest import DataPlane
@@ -234,7 +235,7 @@ async def test_only_the_free_tier_is_told_where_to_upgrade(
     data_plane.limited(user=limit("requests", "day", 1))
     snapshot = data_plane.configuration.get()
     [(digest, key)] = snapshot.keys_by_sha256.items()
-    key = replace(key, principal=replace(key.principal, tier=tier))
+    key = changed(key, principal=changed(key.principal, tier=tier))
     data_plane.use(replace(snapshot, keys_by_sha256={digest: key}, _plans={}))
 
     answer = await second_of_two(data_plane, "openai")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import httpx
 import pytest
+from msgspec.structs import replace as changed
 
 from dataplane.domain.limiting import SubjectKind
 from dataplane.domain.principals import Device, DeviceStatus, LimitEntry, Principal, Tier
@@ -29,7 +30,7 @@ def admit_device(data_plane: DataPlane, tier: Tier = FREE, **changes: object) ->
     user = key.principal.user
     caller = Principal(SubjectKind.DEVICE, "device000001", "phone", user, "r1", tier=tier.name)
     device = Device("device000001", "phone", DeviceStatus.APPROVED, caller)
-    device = replace(device, **changes)  # type: ignore[arg-type] # fields of a device
+    device = changed(device, **changes)
     digest = hashlib.sha256(TOKEN.encode()).digest()
     data_plane.use(
         replace(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace as changed
 
 from dataplane.admitting import Admitting
 from dataplane.domain.principals import LimitEntry, User
@@ -36,8 +37,8 @@ async def serve(data_plane: DataPlane, tmp_path: Path) -> AsyncIterator[Serve]:
         snapshot = data_plane.configuration.get()
         [(digest, key)] = snapshot.keys_by_sha256.items()
         user = key.principal.user
-        opened: User = replace(user, organization=replace(user.organization, fails_open=True))
-        key = replace(key, principal=replace(key.principal, user=opened))
+        opened: User = changed(user, organization=replace(user.organization, fails_open=True))
+        key = changed(key, principal=changed(key.principal, user=opened))
         service = replace(snapshot.service, max_replicas=REPLICAS)
         keys = {digest: key}
         data_plane.use(replace(snapshot, keys_by_sha256=keys, service=service, _plans={}))

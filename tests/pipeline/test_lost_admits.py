@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace as changed
 
 from dataplane.admitting import Admitting
 from dataplane.domain.calls import UsageEvent, UsageState
@@ -164,6 +165,6 @@ def open_fails(plane: DataPlane) -> None:
     snapshot = plane.configuration.get()
     [(digest, key)] = snapshot.keys_by_sha256.items()
     user = key.principal.user
-    opened: User = replace(user, organization=replace(user.organization, fails_open=True))
-    keys = {digest: replace(key, principal=replace(key.principal, user=opened))}
+    opened: User = changed(user, organization=replace(user.organization, fails_open=True))
+    keys = {digest: changed(key, principal=changed(key.principal, user=opened))}
     plane.use(replace(snapshot, keys_by_sha256=keys, _plans={}))

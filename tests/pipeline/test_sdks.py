@@ -7,6 +7,7 @@ import anthropic
 import openai
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace as changed
 
 from dataplane.domain.principals import LimitEntry
 from tests.pipeline.conftest import KEY, DataPlane
@@ -137,8 +138,8 @@ def change_configuration(data_plane: DataPlane, change: str) -> None:
     elif change == "no keys":
         data_plane.use(replace(snapshot, keys_by_sha256={}))
     elif change == "suspended":
-        user = replace(key.principal.user, is_suspended=True)
-        suspended = replace(key, principal=replace(key.principal, user=user))
+        user = changed(key.principal.user, is_suspended=True)
+        suspended = changed(key, principal=changed(key.principal, user=user))
         data_plane.use(replace(snapshot, keys_by_sha256={digest: suspended}))
 
 

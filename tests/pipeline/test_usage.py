@@ -9,6 +9,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import pytest
+from msgspec.structs import replace as changed
 from tollkeeper.usage.v1 import usage_service_pb2 as pb
 
 from dataplane.control.user_usage import UserUsageClient
@@ -93,9 +94,9 @@ class Own:
         [(digest, key)] = snapshot.keys_by_sha256.items()
         user = key.principal.user
         of = {name: changes.pop(name) for name in ("time_zone", "is_paused") if name in changes}
-        user = replace(user, organization=replace(user.organization, **of), **changes)
-        caller = replace(key.principal, user=user, tier=tier)
-        self.use(snapshot, keys_by_sha256={digest: replace(key, principal=caller)})
+        user = changed(user, organization=replace(user.organization, **of), **changes)
+        caller = changed(key.principal, user=user, tier=tier)
+        self.use(snapshot, keys_by_sha256={digest: changed(key, principal=caller)})
 
 
 @pytest.fixture
@@ -458,7 +459,7 @@ async def test_a_temporary_limit_is_shown_while_it_is_in_force(own: Own) -> None
     snapshot = own.data_plane.configuration.get()
     now_ms = own.data_plane.pipeline.clock_ms()
     ends = TemporaryEntry(LimitEntry("requests", "day", 70), now_ms + 60_000)
-    configured = replace(snapshot.limits["user:u1"], temporary=(ends,))
+    configured = changed(snapshot.limits["user:u1"], temporary=(ends,))
     own.use(snapshot, limits={"user:u1": configured})
     assert (await own.data_plane.chat()).status_code == 200
 

@@ -1,7 +1,7 @@
 -- Reserve a request's demand from every layer of its plan, or from none.
 --
 -- op: {ADMIT, key of the reservation, rid, plan, base, tokens, cost, not_after_ms, argument of
---   the meta, expected cost}
+--   the meta, expected cost, caller or 0}
 -- plan: LAYER_FIELDS values for each layer: code, offset of its key, capacity, is_shadow, p1, p2,
 --   p3; keys are counted from `base`
 --   rate      p1 = emission interval, p2 = how far it may be ahead, in microseconds
@@ -12,6 +12,7 @@
 -- Answers {OK | DUPLICATE, now, nexts, pairs}: per layer what remains and its reset in ms;
 -- bit i-1 of `nexts` says that layer i fell into its next period.
 -- {DENY, now, nexts, pairs, binding, is_never, settled, held}: the first short layer.
+-- {REVOKED, …}: see `mark.lua`. Whatever was admitted before is not asked for it again.
 -- {EXPIRED}, {COLD}, {RELEASED}, {STALE}: nothing was read further and nothing done.
 -- Until the last layer has been found to have room, nothing is written.
 --
@@ -21,7 +22,9 @@ operations[ADMIT] = function(op)
   -- By the server's own clock: a limiter time that stands still would let an admit
   -- through that waited in a paused server after its caller had left.
   if server_now > op[8] then return {EXPIRED} end
-  if counter_epoch ~= ARGV[EPOCH_ARGUMENT] then return {COLD} end
+  local revoked = is_marked and operations.revoked(op[11])
+  -- Of lost counters, too: their caller may be let in without them.
+  if counter_epoch ~= ARGV[EPOCH_ARGUMENT] then return revoked or {COLD} end
   local reservation, rid = KEYS[op[2]], op[3]
   local earlier = call("GET", reservation)
   if earlier == TOMBSTONE then return {RELEASED} end
@@ -33,6 +36,7 @@ operations[ADMIT] = function(op)
       return {DUPLICATE, record[RECORD_ADMITTED], record[RECORD_NEXTS], pairs_of}
     end
   end
+  if revoked then return revoked end
 
   local plan, base, tokens, hard, soft = plans[op[4]], op[5], op[6], op[7], op[10]
   local pairs_of, chosen, ends_of, is_fresh, expired = {}, {}, {}, {}, {}

@@ -22,12 +22,17 @@ local function int(number)
 end
 
 local server_now = server_clock_ms()
-local known = call("MGET", KEYS[CLOCK_KEY], KEYS[EPOCH_KEY])
+local batch = cmsgpack.unpack(ARGV[BATCH_ARGUMENT])
+local plans, mark_count = batch[2], batch[3]
+-- Marks of revocations are the last keys: hardly ever there, and all read at once.
+local known = call("MGET", KEYS[CLOCK_KEY], KEYS[EPOCH_KEY], unpack(KEYS, #KEYS - mark_count + 1))
+local is_marked = false
+for i = 3, mark_count + 2 do
+  is_marked = is_marked or known[i]
+end
 -- A step back of the server's clock freezes the limiter's time until it catches up.
 local now = max(server_now, tonumber(known[1] or "0"))
 local counter_epoch = known[2]
-local batch = cmsgpack.unpack(ARGV[BATCH_ARGUMENT])
-local plans = batch[2]
 
 -- Returns what a rolling counter holds, its fields, those no longer counted (or
 -- nil), and whether the current slot has a field. Writes nothing.

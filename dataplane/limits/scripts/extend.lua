@@ -1,14 +1,17 @@
 -- Raise what the soft budgets of a request hold, all of them or none.
 --
--- op: {EXTEND, key of the reservation, what each shall hold}
+-- op: {EXTEND, key of the reservation, what each shall hold, caller or 0}
 -- Answers {OK}, also when they hold that much already; {DENY} when one has no room for the
--- difference: nothing changed; {GONE} when the request is not held in this counter epoch.
+-- difference: nothing changed; {GONE} when the request is not held in this counter epoch;
+-- {REVOKED, …}, see `mark.lua`, when streams of its caller are to end.
 operations[EXTEND] = function(op)
   local key, wanted = KEYS[op[2]], op[3]
   local record = reservation_of(key)
   if not record or record[RECORD_STATE] ~= HELD or record[RECORD_EPOCH] ~= counter_epoch then
     return {GONE}
   end
+  local revoked = is_marked and operations.revoked(op[4])
+  if revoked and revoked[5] == 1 then return revoked end
   local counters, raised = record[RECORD_COUNTERS], {}
   for i = 1, #counters, COUNTER_FIELDS do
     if counters[i] == SOFT_SPEND and counters[i + 2] < wanted then

@@ -1,7 +1,9 @@
 -- Run a batch of operations, each of them whole and in the order given.
 --
 -- KEYS  clock, epoch, leases, reaped, then whatever the operations name by index; one hash tag
--- ARGV  the caller's counter epoch; {operations, plans} packed; then the metas of admits and restored requests
+--       the last ones are the marks of those who ask
+-- ARGV  the caller's counter epoch; {operations, plans, number of marks} packed; who asks, packed:
+--       see `mark.lua`; then the metas of admits and restored requests
 --
 -- Returns, packed, {server clock in ms, limiter time in ms, {answer, …}}. An operation that
 -- meets a key of a foreign type answers {FAULT, text} and does not disturb the others.
@@ -10,6 +12,7 @@
 -- demoted) refuses before any operation has begun.
 call("SET", KEYS[CLOCK_KEY], int(now))
 
+if is_marked then define_rare_operations() end
 local answers = {}
 for i, op in ipairs(batch[1]) do
   if not operations[op[1]] then define_rare_operations() end
