@@ -12,6 +12,7 @@ import grpc
 
 from controlplane.cli.connection import AdminSettings, is_loopback
 from controlplane.cli.output import fail
+from controlplane.cli.waiting import current_waiting
 
 DEADLINE_S: Final = 10.0
 # Pages of long rules and records; the library's own bound is 4 MiB.
@@ -34,7 +35,10 @@ class _CallDetails(NamedTuple):
 
 
 class _Caller(grpc.UnaryUnaryClientInterceptor):
-    """Presents the token with every call and bounds those that have no deadline of their own."""
+    """Presents the token with every call and bounds those that have no deadline of their own.
+
+    It also has changes wait for the data planes, where the command was told to.
+    """
 
     def __init__(self, token: str) -> None:
         self._authorization = ("authorization", f"Bearer {token}")
@@ -45,15 +49,21 @@ class _Caller(grpc.UnaryUnaryClientInterceptor):
         client_call_details: grpc.ClientCallDetails,
         request: object,
     ) -> Any:  # gRPC: a call that is a future of the answer
+        waiting = current_waiting()
+        wait_s = waiting.ask(request).total_seconds() if waiting else 0.0
         details = _CallDetails(
             method=client_call_details.method,
-            timeout=client_call_details.timeout or DEADLINE_S,
+            timeout=(client_call_details.timeout or DEADLINE_S) + wait_s,
             metadata=(*(client_call_details.metadata or ()), self._authorization),
             credentials=client_call_details.credentials,
             wait_for_ready=client_call_details.wait_for_ready,
             compression=client_call_details.compression,
         )
-        return continuation(details, request)
+        call = continuation(details, request)
+        # What failed has a code as well, and is raised where the answer is asked for.
+        if waiting and call.code() is grpc.StatusCode.OK:
+            waiting.hear(call.result())
+        return call
 
 
 @contextmanager
@@ -89,8 +99,10 @@ def _transport(settings: AdminSettings) -> grpc.Channel:
             raise ControlPlaneError(
                 f"TOLLKEEPER_CA: {settings.ca_path} cannot be read: {type(error).__name__}"
             ) from None
+        name = _name_under(root)
+        named = [("grpc.ssl_target_name_override", name)] if name else []
         return grpc.secure_channel(
-            str(settings.address), grpc.ssl_channel_credentials(root), options
+            str(settings.address), grpc.ssl_channel_credentials(root), [*options, *named]
         )
     if not is_loopback(settings.address.host):
         raise ControlPlaneError(
@@ -99,6 +111,18 @@ def _transport(settings: AdminSettings) -> grpc.Channel:
         )
     # A proxy of the environment is for the world outside, and would read the token.
     return grpc.insecure_channel(str(settings.address), [*options, ("grpc.enable_http_proxy", 0)])
+
+
+def _name_under(root: bytes) -> str:
+    """Return the one name of control planes under the service's own authority; nothing for any other root."""
+    from cryptography import x509
+
+    from controlplane.pki.certificates import SERVER_NAME, is_own_authority
+
+    try:
+        return SERVER_NAME if is_own_authority(x509.load_pem_x509_certificate(root)) else ""
+    except ValueError:
+        return ""
 
 
 def _explanation(error: grpc.RpcError, settings: AdminSettings) -> str:

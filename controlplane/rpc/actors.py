@@ -5,18 +5,23 @@ from dataclasses import dataclass
 from typing import Final
 
 from controlplane.domain.roles import Role
+from controlplane.pki.certificates import NodeName
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """An administrator with a role, or a data plane (`role` is None). `name` is what the audit shows."""
+    """An administrator with a role, or a data plane (`role` is None). `name` is what the audit shows.
+
+    `node` is what a data plane's certificate says; None where they share a token.
+    """
 
     name: str
     role: Role | None = None
+    node: NodeName | None = None
 
 
 NODE: Final = Actor("node")
-"""Any data plane: they share one token and name themselves in what they say."""
+"""Any data plane where they share one token: they name themselves in what they say."""
 
 _current: ContextVar[Actor] = ContextVar("tollkeeper_actor")
 

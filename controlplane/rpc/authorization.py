@@ -1,13 +1,14 @@
 """Who calls, and may they: default deny.
 
 What a method needs stands in its `access` option. A method without one is refused to everybody, but for the health
-service, which answers load balancers without credentials.
+service, which answers load balancers without credentials, and for methods that say they are public: their callers prove
+themselves by what is in the request.
 """
 
 import hmac
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,11 +25,15 @@ from controlplane.domain.keys import is_administrator_token, sha256_of
 from controlplane.domain.roles import Role, is_for_nodes, may
 from controlplane.rpc.actors import NODE, Actor, enter
 from controlplane.rpc.interception import Context, Surroundings
+from controlplane.rpc.node_admission import Callers, NodeAdmission
 from controlplane.store.administrators import Administrators
 from controlplane.store.database import Store
 
 PUBLIC_SERVICES: Final = frozenset({"grpc.health.v1.Health"})
 """Services that answer without credentials."""
+
+PUBLIC_PERMISSION: Final = "public"
+"""What a method declares that asks for no caller, because its request holds the proof."""
 
 # 2 s: an administrator that another control plane deleted is refused here after at most this.
 CACHE_LIFETIME_S: Final = 2.0
@@ -71,17 +76,25 @@ class Authenticator:
     """
 
     def __init__(
-        self, store: Store, node_token: str, monotonic: Callable[[], float] = time.monotonic
+        self,
+        store: Store,
+        node_token: str | None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Look administrators up in `store`; `monotonic` returns seconds.
+
+        Args:
+            store: Where administrators are.
+            node_token: What data planes share; None: no token is theirs.
+            monotonic: Never goes back.
 
         Raises:
             ValueError: The node token is so short that it could be guessed.
         """
-        if len(node_token) < MIN_NODE_TOKEN_LENGTH:
+        if node_token is not None and len(node_token) < MIN_NODE_TOKEN_LENGTH:
             raise ValueError(f"a node token has at least {MIN_NODE_TOKEN_LENGTH} characters")
         self._store = store
-        self._node_token = node_token.encode()
+        self._node_token = None if node_token is None else node_token.encode()
         self._monotonic = monotonic
         self._known: dict[bytes, _Known] = {}
         self._generation = 0
@@ -91,6 +104,10 @@ class Authenticator:
         """Forget every administrator; the next call of each is looked up."""
         self._known.clear()
         self._generation += 1
+
+    async def caller(self, context: Context) -> Actor:
+        """Return who makes a call; see `actor_of`."""
+        return await self.actor_of(_header(context))
 
     async def actor_of(self, authorization: str | None) -> Actor:
         """Return who presents this value of the `authorization` header.
@@ -103,13 +120,17 @@ class Authenticator:
             raise MissingCredentialsError("present a token as authorization: Bearer …")
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
-        if scheme.lower() == _SCHEME and hmac.compare_digest(token.encode(), self._node_token):
+        if scheme.lower() == _SCHEME and self._is_node_token(token):
             return NODE
         if scheme.lower() == _SCHEME and is_administrator_token(token):
             actor = await self._administrator(sha256_of(token))
             if actor is not None:
                 return actor
         raise UnauthenticatedError("the token is not valid")
+
+    def _is_node_token(self, token: str) -> bool:
+        known = self._node_token
+        return known is not None and hmac.compare_digest(token.encode(), known)
 
     async def _administrator(self, digest: bytes) -> Actor | None:
         known = self._known.get(digest)
@@ -136,24 +157,43 @@ class Authorization:
     """Lets a call through when its caller holds the permission that its method declares."""
 
     def __init__(
-        self, authenticator: Authenticator, public_services: frozenset[str] = PUBLIC_SERVICES
+        self,
+        callers: Callers,
+        public_services: frozenset[str] = PUBLIC_SERVICES,
+        *,
+        admission: NodeAdmission | None = None,
+        is_for_nodes_only: bool = False,
     ) -> None:
-        """Ask `authenticator` who calls; `public_services` need no caller."""
-        self._authenticator = authenticator
+        """Ask `callers` who calls.
+
+        Args:
+            callers: Know who calls.
+            public_services: Need no caller.
+            admission: Admits calls of nodes beyond their permission, and ends them.
+            is_for_nodes_only: Nothing here is public, whatever a method declares.
+        """
+        self._callers = callers
         self._public_services = public_services
+        self._admission = admission
+        self._is_for_nodes_only = is_for_nodes_only
 
     def gate_of(self, method: str) -> Surroundings:
         """Return the gate of one method."""
-        is_public = method.lstrip("/").partition("/")[0] in self._public_services
         permission = permission_of(method)
+        is_public = method.lstrip("/").partition("/")[0] in self._public_services or (
+            permission == PUBLIC_PERMISSION and not self._is_for_nodes_only
+        )
 
         @asynccontextmanager
-        async def gate(_request: Any, context: Context) -> AsyncIterator[None]:
-            if not is_public:
-                actor = await self._authenticator.actor_of(_header(context))
-                check_permission(actor, permission)
-                enter(actor)
-            yield
+        async def gate(request: Any, context: Context) -> AsyncIterator[None]:
+            async with AsyncExitStack() as stack:
+                if not is_public:
+                    actor = await self._callers.caller(context)
+                    check_permission(actor, permission)
+                    enter(actor)
+                    if actor.role is None and self._admission is not None:
+                        await stack.enter_async_context(self._admission.admitted(actor, request))
+                yield
 
         return gate
 
