@@ -11,8 +11,9 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -28,15 +29,23 @@ from grpc_health.v1 import (  # type: ignore[import-untyped] # has no types
 from sqlalchemy.exc import SQLAlchemyError
 from tollkeeper.admin.v1 import node_service_pb2_grpc, operations_service_pb2_grpc
 from tollkeeper.admin.v1 import usage_service_pb2_grpc as admin_usage_grpc
-from tollkeeper.config.v1 import config_service_pb2_grpc
 from tollkeeper.enrollment.v1 import device_enrollment_service_pb2_grpc as enrollment_grpc
+from tollkeeper.enrollment.v1 import node_enrollment_service_pb2_grpc as node_enrollment_grpc
 from tollkeeper.usage.v1 import usage_service_pb2_grpc
 
 from controlplane.domain.errors import DomainError
-from controlplane.rpc.admin_services import add_admin_services, interceptors
+from controlplane.metrics_listener import metrics_served
+from controlplane.pki.certificates import NODE_LIFETIME
+from controlplane.ports import Addresses, PortError, Ports, joining_of
+from controlplane.replication import Replication
+from controlplane.rpc.admin_services import add_admin_services
 from controlplane.rpc.changing import Backend
-from controlplane.rpc.config import ConfigServicer
+from controlplane.rpc.config import ConfigServicer, add_config_service
 from controlplane.rpc.enrollment import DeviceEnrollmentServicer
+from controlplane.rpc.measuring import MeasuredRevoker
+from controlplane.rpc.node_admission import NodeAdmission
+from controlplane.rpc.node_enrollment import Joining, NodeEnrollmentServicer
+from controlplane.rpc.node_roster import NodeRoster
 from controlplane.rpc.nodes import NodeServicer
 from controlplane.rpc.operations import ControlPlane, OperationsServicer
 from controlplane.rpc.usage import UsageReportServicer
@@ -44,16 +53,19 @@ from controlplane.rpc.usage_queries import UsageQueryServicer
 from controlplane.secrets.sealing import Sealer, parse_master_keys
 from controlplane.settings import Settings
 from controlplane.snapshots.fleet import Fleet
+from controlplane.snapshots.measured_fleet import MeasuredFleet
 from controlplane.snapshots.opening import secret_opener
 from controlplane.snapshots.publisher import Publisher
 from controlplane.store import schema
-from controlplane.store.compaction import compact, forget_pending_devices
+from controlplane.store.compaction import compact, forget_pending_devices, forget_versions
 from controlplane.store.database import Store
+from controlplane.store.join_tokens import forget_old_tokens
 from controlplane.store.service import (
     apply_service_settings,
     ensure_bootstrap_owner,
     ensure_tiers,
 )
+from controlplane.tasks import running
 
 READY_FILE: Final = "controlplane.ready"
 
@@ -63,21 +75,6 @@ STOP_GRACE_S: Final = 3.0
 # What compaction and forgetting remove is days old.
 COMPACTION_INTERVAL_S: Final = 3600.0
 
-# A chunk of a transfer stays below 1 MiB, a batch of usage too; the rest is small.
-MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
-
-_OPTIONS: Final = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # A dead connection is noticed even when nothing is said on it, and nodes may ask likewise.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-    # Two control planes must never share a port without knowing it.
-    ("grpc.so_reuseport", 0),
-)
-
 _log: Final = structlog.get_logger(__name__)
 
 
@@ -86,8 +83,14 @@ class StartError(Exception):
 
 
 @asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[str]:
-    """Run a control plane while the block runs; yields the address that it listens on.
+async def serving(
+    settings: Settings, *, node_lifetime: timedelta = NODE_LIFETIME
+) -> AsyncIterator[str]:
+    """Run a control plane while the block runs; yields the address that administrators call.
+
+    Args:
+        settings: What the environment decides.
+        node_lifetime: For how long certificates of nodes hold.
 
     Raises:
         StartError: The data directory, the database or the port cannot be used.
@@ -98,30 +101,48 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
     async with AsyncExitStack() as stack:
         store = await _open_store(settings)
         stack.push_async_callback(store.close)
-        fleet = Fleet(secret_opener(sealer))
+        own = ControlPlane(secrets.token_hex(6), version("tollkeeper"), time.monotonic())
+        replication = Replication(store, settings.data_dir, own.control_plane_id)
+        fleet = MeasuredFleet(secret_opener(sealer), peers=replication.replicas)
+        stack.callback(store.changed.listen(fleet.note_commit))
         publisher = Publisher(store, fleet)
         with _database_errors():
+            # Before anything is written: a restored database must not count on unnoticed.
+            await replication.start()
+            await _write_own_rows(store, settings)
             await publisher.load()
-        await stack.enter_async_context(_running(publisher.run()))
-        await stack.enter_async_context(_running(_compacting(store)))
+        await stack.enter_async_context(running(publisher.run()))
+        await stack.enter_async_context(
+            replication.running(fleet, publisher, lambda: _compacting(store))
+        )
+
+        with _database_errors(), _port_errors():
+            roster = NodeRoster(store)
+            await roster.refresh()
+            joining = await joining_of(settings, store, sealer, roster, node_lifetime)
+            admission = NodeAdmission(roster, joining.proof)
+            ports = Ports(settings, store, admission, joining)
+        await stack.enter_async_context(running(roster.run()))
 
         reports = UsageReportServicer(store, fleet)
-        server = grpc.aio.server(
-            interceptors=interceptors(store, node_token=settings.join_token.get_secret_value()),
-            options=_OPTIONS,
-        )
-        add_admin_services(server, store, sealer, fleet, store.clock)
-        backend = Backend(store, sealer, fleet, store.clock)
-        _add_own_services(server, backend, fleet, publisher, reports)
-        await _add_health(server)
-        address = _bind(server, settings)
-        await server.start()
-        stack.push_async_callback(_stop, server, fleet, reports)
+        revoker = MeasuredRevoker(fleet)
+        add_admin_services(ports.admin, store, sealer, revoker, store.clock)
+        backend = Backend(store, sealer, revoker, store.clock)
+        _add_own_services(ports, backend, own, fleet, publisher, reports, admission, joining)
+        _add_node_enrollment(ports, NodeEnrollmentServicer(store, joining))
+        await _add_health(ports.admin)
+        with _port_errors():
+            addresses = await ports.start(stack)
+        stack.push_async_callback(_stop, ports, fleet, reports)
 
-        _write_ready_file(ready_file, address)
+        with _port_errors():
+            metrics = await stack.enter_async_context(
+                _metrics_served(settings, fleet, publisher, revoker)
+            )
+        _write_ready_file(ready_file, addresses, metrics)
         stack.callback(ready_file.unlink, missing_ok=True)
-        _log.info("control plane serves", address=address)
-        yield address
+        _log.info("control plane serves", address=addresses.admin, node_address=addresses.node)
+        yield addresses.admin
         _log.info("control plane stops")
 
 
@@ -134,23 +155,22 @@ def _prepare_data_dir(data_dir: Path, ready_file: Path) -> None:
 
 
 async def _open_store(settings: Settings) -> Store:
-    """Open the database with the schema and the rows that the service needs."""
+    """Open the database with its schema."""
     url = settings.database
     with _database_errors():
         if url.startswith("sqlite"):
             await schema.upgrade(url)
         elif await schema.current(url) != schema.head():
             raise StartError("the database has another schema: run `tollkeeper db upgrade` first")
-        store = Store(url)
-        token = settings.bootstrap_admin_token.get_secret_value()
-        try:
-            await ensure_bootstrap_owner(store, token, secrets.randbelow)
-            await apply_service_settings(store, settings.service_defaults)
-            await ensure_tiers(store)
-        except BaseException:
-            await store.close()
-            raise
-    return store
+    return Store(url)
+
+
+async def _write_own_rows(store: Store, settings: Settings) -> None:
+    """Write the rows that the service needs, where they differ."""
+    token = settings.bootstrap_admin_token.get_secret_value()
+    await ensure_bootstrap_owner(store, token, secrets.randbelow)
+    await apply_service_settings(store, settings.service_defaults)
+    await ensure_tiers(store)
 
 
 @contextlib.contextmanager
@@ -164,51 +184,64 @@ def _database_errors() -> Iterator[None]:
         raise StartError(f"the database cannot be used: {type(error).__name__}") from error
 
 
-@asynccontextmanager
-async def _running(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
-    """Run `work` beside the block, and cancel it after."""
-    task = asyncio.create_task(work)
+@contextlib.contextmanager
+def _port_errors() -> Iterator[None]:
     try:
         yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    except PortError as error:
+        raise StartError(str(error)) from error
 
 
 async def _compacting(store: Store) -> None:
-    """Forget what nobody needs any more: old tombstones, answers kept for repetitions, devices that nobody approved."""
+    """Forget what nobody needs any more. One of all control planes does it: the leader."""
     while True:
         try:
             await compact(store)
+            await forget_versions(store)
             await forget_pending_devices(store)
+            await forget_old_tokens(store)
         except (DomainError, SQLAlchemyError, OSError, TimeoutError) as error:
             _log.warning("compaction failed", error=type(error).__name__)
         await asyncio.sleep(COMPACTION_INTERVAL_S)
 
 
 def _add_own_services(
-    server: grpc.aio.Server,
+    ports: Ports,
     backend: Backend,
+    own: ControlPlane,
     fleet: Fleet,
     publisher: Publisher,
     reports: UsageReportServicer,
+    admission: NodeAdmission,
+    joining: Joining,
 ) -> None:
     store = backend.store
-    own = ControlPlane(secrets.token_hex(6), version("tollkeeper"), time.monotonic())
-    config_service_pb2_grpc.add_ConfigServiceServicer_to_server(
-        ConfigServicer(fleet, control_plane_id=own.control_plane_id, version=own.version),
-        server,
+    add_config_service(
+        ConfigServicer(
+            fleet,
+            control_plane_id=own.control_plane_id,
+            version=own.version,
+            identify=admission.identify,
+        ),
+        ports.nodes,
     )
     enrollment_grpc.add_DeviceEnrollmentServiceServicer_to_server(
-        DeviceEnrollmentServicer(store, fleet), server
+        DeviceEnrollmentServicer(store, fleet), ports.nodes
     )
-    usage_service_pb2_grpc.add_UsageServiceServicer_to_server(reports, server)
-    admin_usage_grpc.add_UsageServiceServicer_to_server(UsageQueryServicer(store), server)
-    node_service_pb2_grpc.add_NodeServiceServicer_to_server(NodeServicer(fleet), server)
+    usage_service_pb2_grpc.add_UsageServiceServicer_to_server(reports, ports.nodes)
+    admin_usage_grpc.add_UsageServiceServicer_to_server(UsageQueryServicer(store), ports.admin)
+    node_service_pb2_grpc.add_NodeServiceServicer_to_server(
+        NodeServicer(backend, joining, fleet, own.control_plane_id, fleet.peers), ports.admin
+    )
     operations_service_pb2_grpc.add_OperationsServiceServicer_to_server(
-        OperationsServicer(backend, publisher, own, fleet), server
+        OperationsServicer(backend, publisher, own, fleet), ports.admin
     )
+
+
+def _add_node_enrollment(ports: Ports, servicer: NodeEnrollmentServicer) -> None:
+    """Offer both its methods on both ports; who may call there decides which of them can be called."""
+    for server in {ports.admin, ports.nodes}:
+        node_enrollment_grpc.add_NodeEnrollmentServiceServicer_to_server(servicer, server)
 
 
 async def _add_health(server: grpc.aio.Server) -> None:
@@ -217,26 +250,51 @@ async def _add_health(server: grpc.aio.Server) -> None:
     await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
 
 
-def _bind(server: grpc.aio.Server, settings: Settings) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    try:
-        port = server.add_insecure_port(f"{host}:{settings.admin_port}")
-    except RuntimeError:
-        raise StartError(
-            f"port {settings.admin_port} of {settings.host} cannot be used: is it taken?"
-        ) from None
-    return f"{host}:{port}"
-
-
-async def _stop(server: grpc.aio.Server, fleet: Fleet, reports: UsageReportServicer) -> None:
+async def _stop(ports: Ports, fleet: Fleet, reports: UsageReportServicer) -> None:
     fleet.close()
     reports.close()
-    await server.stop(STOP_GRACE_S)
+    await ports.stop(STOP_GRACE_S)
 
 
-def _write_ready_file(path: Path, address: str) -> None:
+@asynccontextmanager
+async def _metrics_served(
+    settings: Settings, fleet: MeasuredFleet, publisher: Publisher, revoker: MeasuredRevoker
+) -> AsyncIterator[str | None]:
+    """Serve metrics while the block runs; yields the address, None where they are off.
+
+    Raises:
+        PortError: The port cannot be used.
+    """
+    if settings.metrics_port is None:
+        yield None
+        return
+    # Loads the metrics library, which takes longer than most imports and which only this needs.
+    from controlplane.metrics import Sources, exposition
+
+    expose = exposition(Sources(fleet, fleet.tally, fleet, lambda: publisher.problems, revoker))
+    async with AsyncExitStack() as stack:
+        try:
+            port = await stack.enter_async_context(
+                metrics_served(settings.host, settings.metrics_port, expose)
+            )
+        except OSError:
+            raise PortError(
+                f"port {settings.metrics_port} of {settings.host} cannot be used: is it taken?"
+            ) from None
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        yield f"{host}:{port}"
+
+
+def _write_ready_file(path: Path, addresses: Addresses, metrics: str | None) -> None:
     """Write the file at once and whole: who sees it can read it."""
-    content = json.dumps({"admin_address": address, "pid": os.getpid()})
+    content = json.dumps(
+        {
+            "admin_address": addresses.admin,
+            "node_address": addresses.node,
+            "metrics_address": metrics,
+            "pid": os.getpid(),
+        }
+    )
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
     with open(descriptor, "w", encoding="utf-8") as file:
         file.write(content)

@@ -9,10 +9,18 @@ import ipaddress
 import os
 from collections.abc import Iterable
 from decimal import Decimal
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field, HttpUrl, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    Field,
+    HttpUrl,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy import make_url
@@ -30,7 +38,7 @@ NANOUSD_PER_USD: Final = 10**9
 # The other programs', the client's, the administrator's and the tests': known and not used here.
 KNOWN_ELSEWHERE: Final = frozenset(
     {
-        *("REDIS_URL", "REDIS_MODE", "PORT", "CONSOLE_PORT", "METRICS_PORT", "CONTROL_PLANE"),
+        *("REDIS_URL", "REDIS_MODE", "PORT", "CONSOLE_PORT", "CONTROL_PLANE"),
         *("NODE_ID", "NODE_KEY", "KMS_KEY_ID", "TRUSTED_PROXIES", "PRIVATE_UPSTREAMS"),
         *("CORS_ORIGINS", "CLIENT_IP_HEADER", "SLACK_BOT_TOKEN", "SLACK_CHANNEL"),
         *("ALERT_WEBHOOK_URL", "AWS_REGION", "LOG_PREFIX"),
@@ -88,14 +96,41 @@ def _is_database_url(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _is_loopback(host: str) -> str:
+class TlsMode(StrEnum):
+    """How a control plane proves itself, and what its nodes prove themselves with."""
+
+    OFF = "off"
+    OWN = "own"
+    FILES = "files"
+
+
+def _is_loopback_without_tls(host: str, info: ValidationInfo) -> str:
     try:
         is_loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         is_loopback = host == "localhost"
-    if not is_loopback:
-        raise ValueError("must be a loopback address: tokens do not travel without TLS")
+    if not is_loopback and info.data.get("tls") is TlsMode.OFF:
+        raise ValueError(
+            "must be a loopback address: tokens do not travel without TLS;"
+            " set TOLLKEEPER_TLS to own or files"
+        )
     return host
+
+
+def _is_given_with_files(path: Path | None, info: ValidationInfo) -> Path | None:
+    if path is None and info.data.get("tls") is TlsMode.FILES:
+        raise ValueError("is not set")
+    if path is not None and info.data.get("tls") in (TlsMode.OFF, TlsMode.OWN):
+        raise ValueError("is for TOLLKEEPER_TLS=files only")
+    return path
+
+
+def _is_given_without_tls(secret: SecretStr, info: ValidationInfo) -> SecretStr:
+    if secret.get_secret_value():
+        return _is_join_token(secret)
+    if info.data.get("tls") is TlsMode.OFF:
+        raise ValueError("is not set")
+    return secret
 
 
 def _is_whole_nanousd(amount: Decimal) -> Decimal:
@@ -109,6 +144,9 @@ Count = Annotated[int, Field(ge=0, le=10**15)]
 Usd = Annotated[Decimal, Field(ge=0, le=9_000_000), AfterValidator(_is_whole_nanousd)]
 
 
+_TlsFile = Annotated[Path | None, AfterValidator(_is_given_with_files)]
+
+
 class Settings(BaseSettings):
     """The settings of a control plane."""
 
@@ -116,11 +154,20 @@ class Settings(BaseSettings):
 
     data_dir: Path
     database_url: Annotated[SecretStr, AfterValidator(_is_database_url)] | None = None
-    host: Annotated[str, AfterValidator(_is_loopback)] = "127.0.0.1"
+    # Before what depends on it.
+    tls: TlsMode = TlsMode.OFF
+    host: Annotated[str, AfterValidator(_is_loopback_without_tls)] = "127.0.0.1"
     admin_port: int = Field(default=50051, ge=0, le=65535)
+    node_port: int = Field(default=50052, ge=0, le=65535)
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    tls_cert: _TlsFile = Field(default=None, validate_default=True)
+    tls_key: _TlsFile = Field(default=None, validate_default=True)
+    tls_client_ca: _TlsFile = Field(default=None, validate_default=True)
     master_key: Annotated[SecretStr, AfterValidator(_is_keyring)]
     bootstrap_admin_token: Annotated[SecretStr, AfterValidator(_is_owner_token)]
-    join_token: Annotated[SecretStr, AfterValidator(_is_join_token)]
+    join_token: Annotated[SecretStr, AfterValidator(_is_given_without_tls)] = Field(
+        default=SecretStr(""), validate_default=True
+    )
     max_replicas: int = Field(default=1, ge=1, le=10_000)
     daily_budget_usd: Usd = Decimal(50)
     daily_requests: Count = 10_000

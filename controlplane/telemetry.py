@@ -27,6 +27,7 @@ _SECRET_NAMES: Final = re.compile(
 # What stays of a key is its id, which tells keys apart and opens nothing.
 _SECRET_TEXTS: Final = (
     (re.compile(r"\btka_[0-9A-Za-z]+"), f"tka_{REDACTED}"),
+    (re.compile(r"\btkj_[0-9A-Za-z_-]+"), f"tkj_{REDACTED}"),
     (
         re.compile(r"\b([a-z][a-z0-9]*_(?:live|test)_[a-z0-9]{12})_[0-9A-Za-z]+"),
         rf"\1_{REDACTED}",

@@ -22,21 +22,21 @@ import structlog
 
 from dataplane.admitting import Admitting
 from dataplane.bills import BillBook
-from dataplane.control.channels import check_address
+from dataplane.control.channels import Channels
 from dataplane.control.current import CurrentSnapshot, Revoked
 from dataplane.control.enrollment import Enrollment
 from dataplane.control.last_known_good import LastKnownGood
-from dataplane.control.node_id import node_id_of
 from dataplane.control.sightings import Sightings
-from dataplane.control.snapshot_file import SnapshotFile
 from dataplane.control.spool import Recovered, Spool
 from dataplane.control.sums import LedgerClient
 from dataplane.control.usage import UsageReporter
 from dataplane.control.user_usage import UserUsageClient
-from dataplane.control.watch import Node, Watch
+from dataplane.control.watch import Condition, Node, Watch
 from dataplane.counting import Counting
 from dataplane.domain.breaker import BreakerState
 from dataplane.domain.client_addresses import ClientAddresses
+from dataplane.domain.revocations import Revocation
+from dataplane.freshness import Freshness
 from dataplane.http.cors import Cors
 from dataplane.http.device_desk import DeviceDesk
 from dataplane.http.entry import AsgiApp, Entry
@@ -49,6 +49,8 @@ from dataplane.limits.emergency import Emergency
 from dataplane.limits.guard_memory import GuardMemory
 from dataplane.limits.guards import Guards
 from dataplane.limits.recovery import Leftover, settle_leftovers
+from dataplane.measuring import metrics_of
+from dataplane.membership import membership
 from dataplane.pipeline import Pipeline
 from dataplane.serving import listen, serve
 from dataplane.settings import Settings
@@ -63,7 +65,7 @@ _READY_FILE: Final = "dataplane.ready"
 _FLUSH_SECONDS: Final = 1.0
 _RECORDS_AT_ONCE: Final = 500
 # Collections of the youngest generation cost a stream its pace; most garbage here has no cycles.
-_GC_THRESHOLD: Final = 50_000
+GC_THRESHOLDS: Final = (50_000, 20, 100)
 
 
 def clock_ms() -> int:
@@ -78,38 +80,45 @@ async def run(settings: Settings) -> None:
         OSError: The port is taken.
         ValueError: A setting cannot be used, in one line.
     """
-    for address in settings.control_plane:
-        check_address(address)
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     stop = asyncio.Event()
     async with AsyncExitStack() as stack:
         sock = listen(settings.host, settings.port)
         stack.callback(sock.close)
-        front = await _built(settings, stack)
+        front, metrics_port = await _built(settings, stack)
         _on_signals(stop, front.pipeline)
         entry = Entry(front, cast("AsgiApp", quart_app(front)))
         app: AsgiApp = Cors(entry, settings.cors_origins) if settings.cors_origins else entry
         gc.collect()
         gc.freeze()
-        gc.set_threshold(_GC_THRESHOLD, 20, 100)
-        stack.enter_context(_ready_file(settings, sock))
+        gc.set_threshold(*GC_THRESHOLDS)
+        stack.enter_context(_ready_file(settings, sock, metrics_port))
         await serve(app, sock, stop)
 
 
-async def _built(settings: Settings, stack: AsyncExitStack) -> Front:
-    """Build everything behind the port; `stack` takes it apart in the opposite order."""
-    node_id = settings.node_id or node_id_of(settings.data_dir)
-    token = settings.join_token.get_secret_value()
+async def _built(settings: Settings, stack: AsyncExitStack) -> tuple[Front, int | None]:
+    """Build everything behind the port; `stack` takes it apart in the opposite order.
+
+    Also returns the port for metrics, None where they are off.
+    """
+    member = await stack.enter_async_context(membership(settings, clock_ms))
+    node_id, token, channels = member.node_id, member.token, member.channels
     spool, recovered = Spool.open(settings.data_dir / "spool")
     # Before anything is delivered: what is acknowledged leaves the spool.
     leftovers = await _leftovers(spool, recovered)
     sightings = Sightings()
     reporter = UsageReporter(
-        spool, recovered, settings.control_plane, token, node_id, sightings=sightings
+        spool,
+        recovered,
+        settings.control_plane,
+        token,
+        node_id,
+        sightings=sightings,
+        channels=channels,
     )
     reporter.start()
     stack.push_async_callback(reporter.aclose, _FLUSH_SECONDS)
-    ledger = LedgerClient(settings.control_plane, token)
+    ledger = LedgerClient(settings.control_plane, token, channels=channels)
     stack.push_async_callback(ledger.aclose)
 
     terminations: set[asyncio.Task[int]] = set()
@@ -130,31 +139,48 @@ async def _built(settings: Settings, stack: AsyncExitStack) -> Front:
     upstreams = Upstreams(AiohttpTransport(AllowedAddresses(settings.private_upstreams)))
     stack.push_async_callback(upstreams.aclose)
     bills = BillBook(reporter, node_id, clock_ms, status_of)
-    admitting = Admitting(limiter, bills, clock_ms, emergency)
+
+    def revoked_elsewhere(revocation: Revocation) -> None:
+        # Whoever is cut off from the control plane hears of it through Redis.
+        current.revoke(
+            revocation.subject,
+            revocation.config_epoch,
+            revocation.revision,
+            terminates=revocation.terminates,
+        )
+
+    admitting = Admitting(limiter, bills, clock_ms, emergency, revoked_elsewhere)
     pipeline = Pipeline(current, admitting, upstreams, bills, clock_ms)
-    await stack.enter_async_context(
-        _watching(settings, current, reporter, counting, Node(node_id, VERSION, token))
+    watch = await stack.enter_async_context(
+        _watching(settings, current, reporter, counting, Node(node_id, VERSION, token), channels)
     )
+    freshness = Freshness(watch.figures, lambda: current.latest)
+    await stack.enter_async_context(_running(freshness.run()))
     counting.start_maintaining()
     await stack.enter_async_context(_running(settle_leftovers(limiter, leftovers)))
     # Cold counters are no reason: guards of an emptied server begin with a whole burst.
     guards = Guards(counting.shared_target, lambda: limiter.state is not BreakerState.OPEN)
     stack.push_async_callback(guards.aclose)
-    enrollment = Enrollment(settings.control_plane, token, node_id)
+    enrollment = Enrollment(settings.control_plane, token, node_id, channels=channels)
     stack.push_async_callback(enrollment.aclose)
-    user_usages = UserUsageClient(settings.control_plane, token)
+    user_usages = UserUsageClient(settings.control_plane, token, channels=channels)
     stack.push_async_callback(user_usages.aclose)
 
     def limits_state() -> str:
         return "cold" if limiter.is_cold else limiter.state.value
 
-    return Front(
+    health = Health(pipeline, VERSION, limits_state, lambda: reporter.unreported_records, freshness)
+    metrics_port = await stack.enter_async_context(
+        metrics_of(settings, watch, counting.changes, freshness, health)
+    )
+    front = Front(
         pipeline,
         ClientAddresses(settings.trusted_proxies, settings.client_ip_header),
-        Health(pipeline, VERSION, limits_state, lambda: reporter.unreported_records),
+        health,
         DeviceDesk(pipeline, GuardMemory(guards), enrollment, sightings),
         OwnNumbers(pipeline, limiter, user_usages),
     )
+    return front, metrics_port
 
 
 async def _leftovers(spool: Spool, recovered: Recovered) -> list[Leftover]:
@@ -173,32 +199,37 @@ async def _watching(
     reporter: UsageReporter,
     counting: Counting,
     node: Node,
-) -> AsyncIterator[None]:
+    channels: Channels,
+) -> AsyncIterator[Watch]:
     """Put the last known configuration in force, then follow the control plane."""
-    kept = None
+    keeper = None
     if settings.node_key_bytes is None:
         _log.warning("no_node_key", effect="a restart without the control plane cannot serve")
     else:
-        kept = LastKnownGood(SnapshotFile(settings.data_dir, settings.node_key_bytes))
+        keeper = LastKnownGood(settings.data_dir, settings.node_key_bytes, clock_ms)
     watch = Watch(
         settings.control_plane,
         node,
         current,
         clock_ms,
-        lambda: reporter.unreported_records,
-        kept.keep if kept is not None else lambda _: None,
-        lambda: counting.limiter.is_available,
-        lambda: counting.maintainer.is_holder,
-        lambda: reporter.oldest_unreported_ms,
-        counting.do,
-        counting.changes,
+        condition=Condition(
+            unreported_records=lambda: reporter.unreported_records,
+            oldest_unreported_ms=lambda: reporter.oldest_unreported_ms,
+            are_limits_available=lambda: counting.limiter.is_available,
+            maintains_counters=lambda: counting.maintainer.is_holder,
+        ),
+        keeper=keeper,
+        on_counter_task=counting.do,
+        on_revocation=counting.limiter.mark_revoked,
+        changes=counting.changes,
+        connect=channels.to,
     )
-    if kept is not None:
-        await kept.offer(watch.restore)
+    if keeper is not None:
+        await keeper.load(watch.restore)
     async with _running(watch.run()):
-        yield
-    if kept is not None:
-        await kept.aclose()
+        yield watch
+    if keeper is not None:
+        await keeper.aclose()
 
 
 @asynccontextmanager
@@ -230,12 +261,19 @@ def _on_signals(stop: asyncio.Event, pipeline: Pipeline) -> None:
 
 
 @contextlib.contextmanager
-def _ready_file(settings: Settings, sock: socket.socket) -> Iterator[None]:
+def _ready_file(
+    settings: Settings, sock: socket.socket, metrics_port: int | None
+) -> Iterator[None]:
     """Say where this process listens, for whoever started it on a free port."""
     path = settings.data_dir / _READY_FILE
     host, port = sock.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    content = {"base_url": f"http://{shown}:{port}", "port": port, "pid": os.getpid()}
+    content = {
+        "base_url": f"http://{shown}:{port}",
+        "port": port,
+        "metrics_port": metrics_port,
+        "pid": os.getpid(),
+    }
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content), encoding="utf-8")
     partial.replace(path)

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from dataplane.control.identity import IDENTITY_FILE
 from dataplane.domain.client_addresses import network_of
+from dataplane.domain.join_tokens import is_join_token, read_join_token
 from dataplane.domain.origins import origin_of
 from dataplane.limits.redis_urls import RedisMode, read_redis_url
 
@@ -23,8 +25,10 @@ _OTHERS: Final = frozenset(
     [
         "DATABASE_URL",
         "ADMIN_PORT",
+        "NODE_PORT",
+        "TLS",
+        "TLS_CLIENT_CA",
         "CONSOLE_PORT",
-        "METRICS_PORT",
         "MAX_REPLICAS",
         "MASTER_KEY",
         "KMS_KEY_ID",
@@ -44,7 +48,6 @@ _OTHERS: Final = frozenset(
         "API_KEY",
         "ADMIN_ADDRESS",
         "ADMIN_TOKEN",
-        "CA",
         "FIXTURES",
         "TEST_DATABASE_URL",
     ]
@@ -66,11 +69,15 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".tollkeeper/dataplane")
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     redis_url: SecretStr
     redis_mode: RedisMode = RedisMode.SINGLE
     control_plane: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:50051",)
     node_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
-    join_token: Annotated[SecretStr, Field(min_length=_LEAST_TOKEN_LENGTH)]
+    join_token: SecretStr = SecretStr("")
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    ca: Path | None = None
     node_key: SecretStr | None = None
     private_upstreams: Annotated[tuple[str, ...], NoDecode] = ()
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
@@ -113,6 +120,21 @@ class Settings(BaseSettings):
     def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return value if value == ("*",) else _each(value, origin_of)
 
+    @field_validator("join_token")
+    @classmethod
+    def _is_a_token(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        if is_join_token(text):
+            read_join_token(text)
+        elif text and len(text) < _LEAST_TOKEN_LENGTH:
+            raise ValueError(f"it must have at least {_LEAST_TOKEN_LENGTH} characters")
+        return value
+
+    @field_validator("tls_cert", "tls_key", "ca", mode="before")
+    @classmethod
+    def _is_given(cls, value: object) -> object:
+        return value or None
+
     @field_validator("redis_url")
     @classmethod
     def _is_a_redis_url(cls, value: SecretStr) -> SecretStr:
@@ -143,12 +165,27 @@ def read_settings() -> Settings:
         name.lower(): _content(name) for name in _SECRETS if f"{PREFIX}{name}_FILE" in os.environ
     }
     try:
-        return Settings(**files)
+        settings = Settings(**files)
     except ValidationError as error:
         problems = [
             f"{PREFIX}{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors()
         ]
         raise SettingsError("; ".join(problems)) from None
+    _check_proof(settings)
+    return settings
+
+
+def _check_proof(settings: Settings) -> None:
+    """Check that there is something with which a control plane would know this node."""
+    if settings.tls_cert is not None or settings.tls_key is not None:
+        if settings.tls_cert is None or settings.tls_key is None or settings.ca is None:
+            raise SettingsError(
+                f"{PREFIX}TLS_CERT, {PREFIX}TLS_KEY and {PREFIX}CA go together: not all are set"
+            )
+        return
+    has_joined = (settings.data_dir / IDENTITY_FILE).exists()
+    if not settings.join_token.get_secret_value() and not has_joined:
+        raise SettingsError(f"{PREFIX}JOIN_TOKEN: it is not set, and this node has not joined")
 
 
 def _check_names(given: Mapping[str, str]) -> None:

@@ -18,6 +18,7 @@ _SECRET_NAMES: Final = re.compile(
 )
 _SECRET_TEXTS: Final = (
     (re.compile(r"\btka_[0-9A-Za-z]+"), f"tka_{REDACTED}"),
+    (re.compile(r"\btkj_[0-9A-Za-z_-]+"), f"tkj_{REDACTED}"),
     (re.compile(r"\b([a-z][a-z0-9]*_(?:live|test)_[a-z0-9]{12})_[0-9A-Za-z]+"), rf"\1_{REDACTED}"),
     (re.compile(r"\bbearer\s+[^\s\"',;\[]+", re.IGNORECASE), f"Bearer {REDACTED}"),
     (re.compile(r"\bsk-[0-9A-Za-z_-]{8,}"), f"sk-{REDACTED}"),

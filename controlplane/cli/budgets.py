@@ -23,6 +23,7 @@ from controlplane.cli.subject_limits import (
 )
 from controlplane.cli.subjects import Subject, may_take_subject, takes_subject
 from controlplane.cli.typer_apps import example, new_app
+from controlplane.cli.waiting import waits
 
 if TYPE_CHECKING:
     from tollkeeper.admin.v1 import budget_service_pb2 as pb
@@ -94,6 +95,7 @@ def events(subject: Subject | None, output: Output = Format.TABLE) -> None:
         "budget override --global --daily-budget-usd 100 --until 2099-01-31",
     )
 )
+@waits
 @takes_budgets
 @takes_subject
 def override(
@@ -114,6 +116,7 @@ def override(
         "budget reset --user acme/alice", "budget reset --org acme --only monthly-budget-usd"
     )
 )
+@waits
 @takes_subject
 def reset(subject: Subject, only: Only = None, output: Output = Format.TABLE) -> None:
     """Let what a subject has spent of its budgets count from 0 again. What was spent stays in the ledger."""

@@ -13,6 +13,7 @@ from controlplane.cli.output import Format, note, print_many, print_one
 from controlplane.cli.paging import RESOURCES_PER_PAGE, all_pages
 from controlplane.cli.plain import Record
 from controlplane.cli.typer_apps import example, new_app
+from controlplane.cli.waiting import waits
 
 if TYPE_CHECKING:
     from tollkeeper.admin.v1 import configuration_service_pb2 as pb
@@ -68,7 +69,8 @@ def diff(
         print_one(answer, output)
 
 
-@app.command(epilog=example("config rollback 41 --dry-run", "config rollback 41"))
+@app.command(epilog=example("config rollback 41 --dry-run", "config rollback 41 --wait 5s"))
+@waits
 def rollback(
     revision: Annotated[
         int,

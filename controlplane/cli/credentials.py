@@ -11,6 +11,7 @@ from controlplane.cli.output import Format, print_many, print_one
 from controlplane.cli.paging import all_pages
 from controlplane.cli.secret_input import secret_from_stdin
 from controlplane.cli.typer_apps import example, new_app
+from controlplane.cli.waiting import waits
 
 if TYPE_CHECKING:
     from tollkeeper.admin.v1 import credential_service_pb2 as pb
@@ -34,6 +35,7 @@ SecretStdin: TypeAlias = Annotated[
         "printenv OPENAI_API_KEY | tollkeeper credential create acme/up/main --secret-stdin"
     )
 )
+@waits
 def create(name: Name, secret_stdin: SecretStdin = False, output: Output = Format.TABLE) -> None:
     """Give a provider a credential. Its name is the provider's and one more segment."""
     secret = _secret(secret_stdin)
@@ -70,6 +72,7 @@ def list_all(
 @app.command(
     epilog=example("pass show openai | tollkeeper credential rotate acme/up/main --secret-stdin")
 )
+@waits
 def rotate(name: Name, secret_stdin: SecretStdin = False, output: Output = Format.TABLE) -> None:
     """Replace the secret. Data planes use the new one from the next request on."""
     secret = _secret(secret_stdin)
@@ -80,6 +83,7 @@ def rotate(name: Name, secret_stdin: SecretStdin = False, output: Output = Forma
 
 
 @app.command(epilog=example("credential delete acme/up/main"))
+@waits
 def delete(name: Name, force: Force = False, output: Output = Format.TABLE) -> None:
     """Delete a credential."""
     with admin_channel() as channel:

@@ -20,6 +20,7 @@ from controlplane.cli.receipts import (
     print_receipt,
 )
 from controlplane.cli.typer_apps import example, new_app, reader
+from controlplane.cli.waiting import waits
 
 if TYPE_CHECKING:
     from google.protobuf import duration_pb2, field_mask_pb2
@@ -109,6 +110,7 @@ def get(device_id: DeviceId, output: Output = Format.TABLE) -> None:
         "device approve 3k2v9q0m5t7x --user acme/alice --tier paid --models 'gpt-*'",
     )
 )
+@waits
 def approve(
     device_id: DeviceId,
     user: Annotated[str, typer.Option(help="Whose it becomes: acme/alice.", show_default=False)],
@@ -128,6 +130,7 @@ def approve(
 
 
 @app.command(epilog=example("device reject 3k2v9q0m5t7x"))
+@waits
 def reject(device_id: DeviceId, output: Output = Format.TABLE) -> None:
     """Say no to a device that waits. It may still be approved later."""
     with admin_channel() as channel:
@@ -136,6 +139,7 @@ def reject(device_id: DeviceId, output: Output = Format.TABLE) -> None:
 
 
 @app.command(epilog=example("device suspend 3k2v9q0m5t7x --for 24h --reason 'too many requests'"))
+@waits
 def suspend(
     device_id: DeviceId,
     period: Annotated[
@@ -161,6 +165,7 @@ def suspend(
 
 
 @app.command(epilog=example("device resume 3k2v9q0m5t7x"))
+@waits
 def resume(device_id: DeviceId, output: Output = Format.TABLE) -> None:
     """End the suspension of a device before its time."""
     with admin_channel() as channel:
@@ -188,6 +193,7 @@ def revoke(
 
 
 @app.command(epilog=example("device rotate 3k2v9q0m5t7x -o json"))
+@waits
 def rotate(device_id: DeviceId, output: Output = Format.TABLE) -> None:
     """Replace the session token and show the new one, this once. The old one is refused within a second."""
     with admin_channel() as channel:
@@ -203,6 +209,7 @@ def rotate(device_id: DeviceId, output: Output = Format.TABLE) -> None:
         "device update 3k2v9q0m5t7x --tier none",
     )
 )
+@waits
 def update(
     device_id: DeviceId,
     name: Annotated[str | None, typer.Option(help="What it is called.")] = None,
@@ -229,6 +236,7 @@ def update(
 
 
 @app.command(epilog=example("device delete 3k2v9q0m5t7x"))
+@waits
 def delete(device_id: DeviceId, output: Output = Format.TABLE) -> None:
     """Remove a device, with its limits. To stop one that has leaked, revoke it: that has a receipt."""
     with admin_channel() as channel:

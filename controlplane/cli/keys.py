@@ -32,6 +32,7 @@ from controlplane.cli.receipts import (
     print_receipt,
 )
 from controlplane.cli.typer_apps import example, new_app, reader
+from controlplane.cli.waiting import waits
 
 if TYPE_CHECKING:
     from google.protobuf import field_mask_pb2
@@ -69,6 +70,7 @@ Expires: TypeAlias = Annotated[
 
 
 @app.command(epilog=example("key create acme/alice/laptop --models 'gpt-*' --expires 90d"))
+@waits
 def create(
     name: Name,
     router: Annotated[
@@ -115,6 +117,7 @@ def list_all(org: OfOrganization = "", user: OfUser = "", output: Output = Forma
         "key update acme/alice/laptop --tier none",
     )
 )
+@waits
 def update(
     name: Name,
     router: Annotated[str | None, typer.Option(help="The router of its calls.")] = None,
@@ -152,6 +155,7 @@ def revoke(
 
 
 @app.command(epilog=example("key delete acme/alice/laptop"))
+@waits
 def delete(name: Name, force: Force = False, output: Output = Format.TABLE) -> None:
     """Delete a key. To stop one that has leaked, revoke it: that answers with a receipt."""
     with admin_channel() as channel:

@@ -26,6 +26,7 @@ from controlplane.cli.subject_limits import (
 from controlplane.cli.subjects import Subject, takes_subject, takes_subject_or_tier
 from controlplane.cli.tier_layers import Counted, change_limits, remove_user_limits
 from controlplane.cli.typer_apps import example, new_app
+from controlplane.cli.waiting import waits
 
 if TYPE_CHECKING:
     from tollkeeper.admin.v1 import (
@@ -66,6 +67,7 @@ MAINTENANCE_S: Final = 70.0
         "limit set --tier free --requests-per-day 500",
     ),
 )
+@waits
 @takes_layers
 @takes_subject_or_tier
 def set_given(layers: GivenLayers, subject: Subject, output: Output = Format.TABLE) -> None:
@@ -124,6 +126,7 @@ def list_all(output: Output = Format.TABLE) -> None:
         "limit delete --org acme --temporary",
     )
 )
+@waits
 @takes_subject_or_tier
 def delete(
     subject: Subject,
@@ -155,6 +158,7 @@ def delete(
         "limit override --org acme --tokens-per-minute none --until 2099-01-31T18:00:00Z",
     )
 )
+@waits
 @takes_layers
 @takes_subject
 def override(
@@ -179,6 +183,7 @@ def override(
         "limit reset --key acme/alice/laptop --only requests-per-day",
     )
 )
+@waits
 @takes_subject
 def reset(subject: Subject, only: Only = None, output: Output = Format.TABLE) -> None:
     """Let counters of a subject start anew. Requests in flight go on, and what was spent stays in the ledger."""

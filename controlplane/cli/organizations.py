@@ -13,6 +13,7 @@ from controlplane.cli.output import Format, print_many, print_one
 from controlplane.cli.paging import all_pages
 from controlplane.cli.subject_limits import set_limits
 from controlplane.cli.typer_apps import example, new_app
+from controlplane.cli.waiting import waits
 
 if TYPE_CHECKING:
     from google.protobuf import field_mask_pb2
@@ -54,6 +55,7 @@ OutputCap: TypeAlias = Annotated[
 
 
 @app.command(epilog=example("org create acme --monthly-budget-usd 100 --time-zone Europe/Paris"))
+@waits
 @takes_layers
 def create(
     name: Name,
@@ -99,6 +101,7 @@ def list_all(output: Output = Format.TABLE) -> None:
 
 
 @app.command(epilog=example("org update acme --monthly-budget-usd 200", "org update acme --paused"))
+@waits
 @takes_layers
 def update(
     name: Name,
@@ -128,6 +131,7 @@ def update(
 
 
 @app.command(epilog=example("org delete acme --force"))
+@waits
 def delete(name: Name, force: Force = False, output: Output = Format.TABLE) -> None:
     """Delete an organization."""
     with admin_channel() as channel:

@@ -11,6 +11,7 @@ import typer
 
 from controlplane.cli.money import usd_from_nanousd
 from controlplane.cli.plain import Plain, Record, record_of
+from controlplane.cli.waiting import propagation_fields
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -37,8 +38,13 @@ def fail(sentence: str) -> NoReturn:
 
 
 def print_one(item: "Message | Record", output: Format) -> None:
-    """Print one thing: an object, or a table of its fields."""
+    """Print one thing: an object, or a table of its fields.
+
+    An object also says which data planes have applied the change that it came from, where the command waited for them.
+    """
     record = _record(item)
+    if output is not Format.TABLE:
+        record = {**record, **propagation_fields()}
     match output:
         case Format.JSON:
             typer.echo(json.dumps(record, indent=2))

@@ -3,7 +3,7 @@
 Protobuf's own JSON writes 64-bit integers as text and enums with their prefix, and leaves out what is zero. Here every
 field is present, under its snake_case name; integers are numbers, enums are lower-case words without their prefix and
 null when not given, instants are ISO 8601 in UTC, bytes are hexadecimal, absent messages and absent optional fields null.
-A `Struct` is the object that it stands for.
+A `Struct` is the object that it stands for. Who has applied a change is no part of a resource: `waiting` shows it.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -19,12 +19,17 @@ Plain: TypeAlias = "str | int | float | bool | list[Plain] | dict[str, Plain] | 
 Record: TypeAlias = dict[str, Plain]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LEFT_OUT = "propagation"
 
 
 def record_of(message: "Message") -> Record:
     """Return all fields of a message by name, in the order in which the contract declares them."""
     fields = message.DESCRIPTOR.fields
-    return {field.name: _field(message, field) for field in fields}  # type: ignore[arg-type]  # the stubs name the C classes beside it
+    return {
+        field.name: _field(message, field)  # type: ignore[arg-type]  # the stubs name the C classes beside it
+        for field in fields
+        if field.name != _LEFT_OUT
+    }
 
 
 def object_of(struct: "Struct") -> Record:

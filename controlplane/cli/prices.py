@@ -14,6 +14,7 @@ from controlplane.cli.output import Format, print_many, print_one
 from controlplane.cli.paging import all_pages
 from controlplane.cli.plain import Record, record_of
 from controlplane.cli.typer_apps import example, new_app, reader
+from controlplane.cli.waiting import waits
 
 if TYPE_CHECKING:
     from tollkeeper.admin.v1 import price_service_pb2 as pb
@@ -111,6 +112,7 @@ From: TypeAlias = Annotated[
         "price set --provider mock --model 'free-*' --free",
     ),
 )
+@waits
 def set_given(
     provider: Annotated[
         str, typer.Option(help="A provider's name or a kind of provider.", show_default=False)
@@ -192,6 +194,7 @@ def list_all(
 
 
 @app.command(epilog=example("price delete 7c1v5n0p3t8w"))
+@waits
 def delete(price_id: PriceId, output: Output = Format.TABLE) -> None:
     """Remove a price."""
     with admin_channel() as channel:

@@ -12,6 +12,7 @@ from controlplane.cli.options import Force, Name, OfOrganization, Output, requir
 from controlplane.cli.output import Format, print_many, print_one
 from controlplane.cli.paging import all_pages
 from controlplane.cli.typer_apps import example, new_app
+from controlplane.cli.waiting import waits
 
 if TYPE_CHECKING:
     from google.protobuf import field_mask_pb2
@@ -48,6 +49,7 @@ Quirks: TypeAlias = Annotated[
         "provider create mock --kind mock --base-url http://127.0.0.1:9090",
     )
 )
+@waits
 def create(
     name: Name,
     kind: Annotated[ProviderKind, typer.Option(help="What it is.", show_default=False)],
@@ -88,6 +90,7 @@ def list_all(org: OfOrganization = "", output: Output = Format.TABLE) -> None:
 
 
 @app.command(epilog=example("provider update acme/up --base-url openai=https://example.com/v1"))
+@waits
 def update(
     name: Name,
     kind: Annotated[ProviderKind | None, typer.Option(help="What it is.")] = None,
@@ -115,6 +118,7 @@ def update(
 
 
 @app.command(epilog=example("provider delete acme/up --force"))
+@waits
 def delete(name: Name, force: Force = False, output: Output = Format.TABLE) -> None:
     """Delete a provider."""
     with admin_channel() as channel:

@@ -11,6 +11,7 @@ from controlplane.cli.output import Format, print_many, print_one
 from controlplane.cli.paging import all_pages
 from controlplane.cli.plain import Record, record_of
 from controlplane.cli.typer_apps import example, new_app
+from controlplane.cli.waiting import waits
 
 if TYPE_CHECKING:
     from google.protobuf import field_mask_pb2
@@ -35,6 +36,7 @@ Metadata: TypeAlias = Annotated[
 
 
 @app.command(epilog=example("router create acme/r1"))
+@waits
 def create(name: Name, gateway_metadata: Metadata = False, output: Output = Format.TABLE) -> None:
     """Create a router without rules: `tollkeeper rule create` adds them."""
     with admin_channel() as channel:
@@ -67,6 +69,7 @@ def list_all(org: OfOrganization = "", output: Output = Format.TABLE) -> None:
 
 
 @app.command(epilog=example("router update acme/r1 --gateway-metadata"))
+@waits
 def update(
     name: Name,
     gateway_metadata: Metadata,
@@ -82,6 +85,7 @@ def update(
 
 
 @app.command(epilog=example("router delete acme/r1"))
+@waits
 def delete(name: Name, force: Force = False, output: Output = Format.TABLE) -> None:
     """Delete a router and its rules."""
     with admin_channel() as channel:

@@ -10,6 +10,7 @@ from controlplane.cli.lazy_modules import imported_on_use
 from controlplane.cli.options import Models, Output, require_changes, words
 from controlplane.cli.output import Format, print_many, print_one
 from controlplane.cli.typer_apps import example, new_app
+from controlplane.cli.waiting import waits
 
 if TYPE_CHECKING:
     from google.protobuf import field_mask_pb2
@@ -49,6 +50,7 @@ Condition: TypeAlias = Annotated[str | None, typer.Option(help="An expression ov
         "rule create acme/r1 --priority 1 --provider acme/up --models '*' --alias fast=gpt-4o-mini"
     )
 )
+@waits
 def create(
     router: Router,
     priority: Annotated[
@@ -86,6 +88,7 @@ def list_all(router: Router, output: Output = Format.TABLE) -> None:
 
 
 @app.command(epilog=example("rule update 4f9k2m1x8q0z --weight 3"))
+@waits
 def update(
     rule_id: RuleId,
     priority: Priority = None,
@@ -106,6 +109,7 @@ def update(
 
 
 @app.command(epilog=example("rule delete 4f9k2m1x8q0z"))
+@waits
 def delete(rule_id: RuleId, output: Output = Format.TABLE) -> None:
     """Remove a rule from its router."""
     with admin_channel() as channel:

@@ -7,6 +7,7 @@ from controlplane.cli.lazy_modules import imported_on_use
 from controlplane.cli.options import Output
 from controlplane.cli.output import Format, print_one
 from controlplane.cli.typer_apps import example, new_app
+from controlplane.cli.waiting import waits
 
 if TYPE_CHECKING:
     from tollkeeper.admin.v1 import operations_service_pb2 as pb
@@ -19,6 +20,7 @@ app = new_app("The service as a whole. `status` shows how it is.")
 
 
 @app.command(epilog=example("service pause"))
+@waits
 def pause(output: Output = Format.TABLE) -> None:
     """Refuse every call of every organization until the service is resumed. `org update --paused` pauses one."""
     with admin_channel() as channel:
@@ -27,6 +29,7 @@ def pause(output: Output = Format.TABLE) -> None:
 
 
 @app.command(epilog=example("service resume"))
+@waits
 def resume(output: Output = Format.TABLE) -> None:
     """End the pause of the service. Organizations that are paused themselves stay so."""
     with admin_channel() as channel:

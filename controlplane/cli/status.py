@@ -38,13 +38,16 @@ _COLUMNS: Final = (
     "version",
     "revision",
     "is_current",
-    "lag_revisions",
+    "lag_ms",
+    "staleness",
+    "control_plane",
     "heard_ms_ago",
     "redis",
     "maintains_counters",
     "not_ready",
     "unreported_records",
     "quarantined",
+    "refusal",
     "problems",
 )
 _GATEWAY_PATIENCE_S: Final = 2.0

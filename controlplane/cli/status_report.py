@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from controlplane.cli.plain import Record, iso_instant, record_of
+from controlplane.cli.plain import Record, record_of
 
 if TYPE_CHECKING:
     from tollkeeper.admin.v1.node_service_pb2 import ListNodesResponse, Node
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Ends by itself: the node was told to stop.
 _DRAINING: Final = "draining"
 _HTTP_OK: Final = 200
+_MS_PER_HOUR: Final = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +63,39 @@ def control_plane_row(status: "ServiceStatus", address: str) -> Record:
 
 def data_plane_row(node: "Node", current: "Position", now: datetime) -> Record:
     """Return a data plane as it is printed, beside the newest position and this machine's clock."""
+    words, wanted = record_of(node), wanted_of(node, current)
     return {
         "node": node.node_id,
         "version": node.version,
         "revision": node.applied.revision,
         "digest": node.applied.digest.hex(),
-        "is_current": node.applied == current,
-        "lag_revisions": lag_revisions(node.applied, current),
+        "is_current": node.applied == wanted,
+        "lag_revisions": lag_revisions(node.applied, wanted),
+        "lag_ms": node.lag_ms,
+        "staleness": words["staleness"],
+        "apply_ms": node.apply_ms,
+        "refused_at": words["refused_at"],
+        "refusal": node.refusal or None,
+        "control_plane": node.control_plane_id or None,
+        "connected_at": words["connected_at"],
+        "organizations": list(node.organizations),
         "heard_ms_ago": _ms_ago(node, now),
         "redis": "unavailable" if node.limits_unavailable else "ok",
         "maintains_counters": node.maintains_counters,
         "not_ready": _not_ready(node),
         "unreported_records": node.unreported_records,
-        "oldest_unreported_at": (
-            iso_instant(node.oldest_unreported_at)
-            if node.HasField("oldest_unreported_at")
-            else None
-        ),
+        "oldest_unreported_at": words["oldest_unreported_at"],
         "quarantined": list(node.quarantined),
         "problems": list(node.problems),
     }
+
+
+def wanted_of(node: "Node", current: "Position") -> "Position":
+    """Return the content that a data plane should have: of a part of the organizations, it is not what `current` names.
+
+    A control plane of a version before does not say so; all its data planes serve everything.
+    """
+    return node.wanted if node.HasField("wanted") else current
 
 
 def lag_revisions(applied: "Position", current: "Position") -> int | None:
@@ -121,7 +135,9 @@ def remarks(status: "ServiceStatus", nodes: "ListNodesResponse") -> list[str]:
 
 def is_settled(nodes: "ListNodesResponse") -> bool:
     """Return whether every data plane has applied the newest configuration, or said why it does not."""
-    return all(node.applied == nodes.current or node.problems for node in nodes.nodes)
+    return all(
+        node.applied == wanted_of(node, nodes.current) or node.problems for node in nodes.nodes
+    )
 
 
 def _node_faults(node: "Node", current: "Position") -> Iterator[str]:
@@ -134,8 +150,9 @@ def _node_faults(node: "Node", current: "Position") -> Iterator[str]:
     yield from (
         f"cannot read a resource, and denies its calls: {text}" for text in node.quarantined
     )
-    if node.applied != current and not node.problems:
-        yield _behind(lag_revisions(node.applied, current))
+    wanted = wanted_of(node, current)
+    if node.applied != wanted and not node.problems:
+        yield _behind(lag_revisions(node.applied, wanted)) + _for_how_long(node)
 
 
 def _behind(lag: int | None) -> str:
@@ -150,6 +167,13 @@ def _behind(lag: int | None) -> str:
             return f"is {lag} revisions behind"
         case _:
             return f"is {-lag} revisions ahead of this control plane"
+
+
+def _for_how_long(node: "Node") -> str:
+    """Say how old the lag is, and why the node is in it as far as it said so."""
+    hours = node.lag_ms // _MS_PER_HOUR
+    lasting = f", for {hours} h" if hours else ""
+    return f"{lasting}, and refused a transfer: {node.refusal}" if node.refusal else lasting
 
 
 def _ms_ago(node: "Node", now: datetime) -> int | None:

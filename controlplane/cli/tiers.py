@@ -20,6 +20,7 @@ from controlplane.cli.tier_layers import (
     takes_tier_layers,
 )
 from controlplane.cli.typer_apps import example, new_app
+from controlplane.cli.waiting import waits
 
 if TYPE_CHECKING:
     from tollkeeper.admin.v1 import tier_service_pb2 as pb
@@ -49,6 +50,7 @@ TierName: TypeAlias = Annotated[
         "tier create team --user-monthly-budget-usd 20 --soft",
     )
 )
+@waits
 @takes_tier_layers
 def create(name: TierName, layers: TierLayers, output: Output = Format.TABLE) -> None:
     """Create a tier. It has no limits but those given.
@@ -92,6 +94,7 @@ def list_all(output: Output = Format.TABLE) -> None:
         "tier update paid --ip-requests-per-day 100000",
     )
 )
+@waits
 @takes_tier_layers
 def update(name: TierName, layers: TierLayers, output: Output = Format.TABLE) -> None:
     """Set the given limits of a tier, and leave its others as they are.
@@ -105,6 +108,7 @@ def update(name: TierName, layers: TierLayers, output: Output = Format.TABLE) ->
 
 
 @app.command(epilog=example("tier delete trial"))
+@waits
 def delete(name: TierName, output: Output = Format.TABLE) -> None:
     """Delete a tier that nobody has. free and paid stay."""
     with admin_channel() as channel:

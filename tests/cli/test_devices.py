@@ -151,7 +151,9 @@ def test_a_suspension_is_for_a_day_unless_it_says_otherwise(
 def test_a_revoked_device_has_a_receipt(
     run_json: RunJson, control_plane: ScriptedControlPlane, flag: str
 ) -> None:
-    receipt = RevocationReceipt(revision=12, applied=[AppliedRevocation(node="n1", ms=3)])
+    receipt = RevocationReceipt(
+        revision=12, applied=[AppliedRevocation(node="n1", ms=3, is_kept=True)]
+    )
     control_plane.will_answer("RevokeDevice", receipt)
 
     printed = run_json("device", "revoke", "d1", "--wait", "20s", flag)
@@ -160,7 +162,11 @@ def test_a_revoked_device_has_a_receipt(
     assert (asked.request.id, asked.request.wait_ms) == ("d1", 20_000)
     assert asked.request.terminate_streams
     assert asked.remaining_s > 25
-    assert printed == {"revision": 12, "applied": [{"node": "n1", "ms": 3}], "missing": []}
+    assert printed == {
+        "revision": 12,
+        "applied": [{"node": "n1", "ms": 3, "is_kept": True}],
+        "missing": [],
+    }
 
 
 def test_a_revocation_of_a_device_that_misses_a_node_is_done_and_says_so(

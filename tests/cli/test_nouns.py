@@ -219,7 +219,9 @@ def test_a_key_that_never_expires_loses_its_expiry(
 def test_a_revocation_answers_with_its_receipt(
     run_json: RunJson, control_plane: ScriptedControlPlane
 ) -> None:
-    receipt = RevocationReceipt(revision=12, applied=[AppliedRevocation(node="n1", ms=3)])
+    receipt = RevocationReceipt(
+        revision=12, applied=[AppliedRevocation(node="n1", ms=3, is_kept=True)]
+    )
     control_plane.will_answer("RevokeApiKey", receipt)
 
     printed = run_json(
@@ -232,7 +234,11 @@ def test_a_revocation_answers_with_its_receipt(
         1500,
         True,
     )
-    assert printed == {"revision": 12, "applied": [{"node": "n1", "ms": 3}], "missing": []}
+    assert printed == {
+        "revision": 12,
+        "applied": [{"node": "n1", "ms": 3, "is_kept": True}],
+        "missing": [],
+    }
 
 
 def test_a_revocation_that_misses_a_node_is_done_and_says_so(

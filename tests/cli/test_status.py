@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import grpc
 import pytest
-from tollkeeper.admin.v1.node_service_pb2 import ListNodesResponse, Node
+from tollkeeper.admin.v1.node_service_pb2 import ListNodesResponse, Node, Staleness
 from tollkeeper.admin.v1.operations_service_pb2 import ServiceStatus
 from tollkeeper.common.v1.errors_pb2 import ErrorReason
 from tollkeeper.common.v1.position_pb2 import Position
@@ -25,6 +25,7 @@ from tests.cli.conftest import Run
 from tests.cli.scripted import Refusal, ScriptedControlPlane
 
 CURRENT = Position(config_epoch="e", revision=9, digest=b"\x0d")
+PART = Position(config_epoch="e", revision=9, digest=b"\x0f")
 
 
 def service_status(**changes: object) -> ServiceStatus:
@@ -76,7 +77,9 @@ def gateway(status: int) -> Iterator[str]:
 def test_a_service_that_is_well_is_shown_whole_and_is_exit_code_0(
     run: Run, control_plane: ScriptedControlPlane
 ) -> None:
-    well = node()
+    well = node(
+        staleness=Staleness.STALENESS_FRESH, apply_ms=4, control_plane_id="cp1", wanted=CURRENT
+    )
     well.heard_at.FromDatetime(datetime.now(UTC) - timedelta(seconds=3))
     control_plane.will_answer("GetServiceStatus", service_status())
     control_plane.will_answer("ListNodes", nodes(well))
@@ -108,6 +111,14 @@ def test_a_service_that_is_well_is_shown_whole_and_is_exit_code_0(
         "digest": "0d",
         "is_current": True,
         "lag_revisions": 0,
+        "lag_ms": 0,
+        "staleness": "fresh",
+        "apply_ms": 4,
+        "refused_at": None,
+        "refusal": None,
+        "control_plane": "cp1",
+        "connected_at": None,
+        "organizations": [],
         "redis": "ok",
         "maintains_counters": False,
         "not_ready": None,
@@ -251,6 +262,16 @@ def test_a_control_plane_that_refuses_leaves_the_gateways_word(
             ["n1 has another content of the newest revision"],
         ),
         (
+            [node(applied=Position(revision=8), lag_ms=26 * 3_600_000, refusal="guard")],
+            ["n1 is 1 revision behind, for 26 h, and refused a transfer: guard"],
+        ),
+        # Of some organizations only: its digest is not that of everything.
+        ([node(applied=PART, wanted=PART)], []),
+        (
+            [node(wanted=PART)],
+            ["n1 has another content of the newest revision"],
+        ),
+        (
             [node(applied=Position(config_epoch="other"))],
             ["n1 has the configuration of another database"],
         ),
@@ -303,3 +324,17 @@ def test_a_node_of_another_clock_was_heard_just_now() -> None:
 
     assert data_plane_row(heard, CURRENT, now)["heard_ms_ago"] == 0
     assert data_plane_row(node(), CURRENT, now)["heard_ms_ago"] is None
+
+
+def test_a_node_of_a_part_of_the_organizations_is_compared_with_its_part() -> None:
+    now = datetime(2026, 11, 21, 12, tzinfo=UTC)
+    seen = node(applied=PART, wanted=PART, organizations=["acme"], staleness=2, refusal="digest")
+
+    shown = data_plane_row(seen, CURRENT, now)
+
+    assert (shown["is_current"], shown["lag_revisions"]) == (True, 0)
+    assert (shown["organizations"], shown["staleness"], shown["refusal"]) == (
+        ["acme"],
+        "stale",
+        "digest",
+    )

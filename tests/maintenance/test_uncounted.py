@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from msgspec.structs import replace as changed
+
 from dataplane.domain.counters import CounterName
 from dataplane.domain.entitlements import address_digest
 from dataplane.domain.limiting import SubjectKind, Unit, Window
@@ -40,7 +42,7 @@ async def test_a_counter_that_no_layer_moves_is_neither_shown_nor_set(cluster: C
 
 async def test_whether_a_counter_is_moved_is_known_of_every_kind_of_subject() -> None:
     digest = address_digest("203.0.113.7")
-    of_tier = replace(caller("u_3"), principal_id="k_tier", tier="pro")
+    of_tier = changed(caller("u_3"), principal_id="k_tier", tier="pro")
     one = (entry(*SPEND),)
     limits = {
         "endpoint:chat": SubjectLimits(one),

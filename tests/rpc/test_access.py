@@ -18,7 +18,12 @@ from controlplane.domain.errors import DomainError, ErrorReason, PermissionDenie
 from controlplane.domain.roles import Role, may
 from controlplane.rpc.actors import NODE, Actor
 from controlplane.rpc.admin_services import interceptors
-from controlplane.rpc.authorization import Authenticator, check_permission, permission_of
+from controlplane.rpc.authorization import (
+    PUBLIC_PERMISSION,
+    Authenticator,
+    check_permission,
+    permission_of,
+)
 from controlplane.rpc.errors import STATUS_OF_REASON, error_edge, rich_status, status_of
 from controlplane.rpc.interception import SurroundingInterceptor
 from controlplane.store.database import Store
@@ -51,7 +56,13 @@ def test_every_rpc_says_who_may_call_it_and_what_is_kept(method: MethodDescripto
 
     assert access.audit != access_pb2.AUDIT_CLASS_UNSPECIFIED
     assert permission_of(path_of(method)) == access.permission
-    if noun == "node":
+    if access.permission == PUBLIC_PERMISSION:
+        # Whoever holds a join token has no other credential yet.
+        assert path_of(method) == "/tollkeeper.enrollment.v1.NodeEnrollmentService/EnrollNode"
+        for actor in (NODE, *(Actor("ann", role) for role in Role)):
+            with pytest.raises(PermissionDeniedError):
+                check_permission(actor, access.permission)
+    elif noun == "node":
         check_permission(NODE, access.permission)
         assert not any(may(role, access.permission) for role in Role)
     else:
@@ -68,13 +79,13 @@ def test_every_rpc_says_who_may_call_it_and_what_is_kept(method: MethodDescripto
     [
         (
             Role.OWNER,
-            "administrators api_keys credentials devices limits operations organizations prices providers"
-            " routers tiers users",
+            "administrators api_keys configuration credentials devices limits nodes operations"
+            " organizations prices providers routers tiers users",
         ),
         (
             Role.ADMIN,
-            "api_keys credentials devices limits operations organizations prices providers routers tiers"
-            " users",
+            "api_keys configuration credentials devices limits nodes operations organizations prices"
+            " providers routers tiers users",
         ),
         (Role.OPERATOR, "api_keys devices limits operations routers users"),
         (Role.BILLING, "limits prices tiers"),

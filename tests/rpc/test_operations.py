@@ -12,13 +12,12 @@ from tollkeeper.config.v1 import config_service_pb2
 from controlplane.domain.keys import sha256_of
 from controlplane.rpc.admin_services import interceptors
 from controlplane.rpc.changing import Backend
-from controlplane.rpc.nodes import node_to_proto
+from controlplane.rpc.node_views import node_to_proto
 from controlplane.rpc.operations import ControlPlane, CounterDesk, OperationsServicer
 from controlplane.secrets.sealing import MasterKey, Sealer
 from controlplane.snapshots.fleet import Fleet
 from controlplane.snapshots.opening import secret_opener
 from controlplane.snapshots.publisher import Publisher
-from controlplane.snapshots.watcher import Watcher
 from controlplane.store import schema
 from controlplane.store.database import Store
 from controlplane.store.tables import Device, Organization, SubjectLimits
@@ -192,15 +191,10 @@ async def test_the_time_of_the_database_is_measured(
 
 async def test_a_node_that_cannot_read_its_counters_is_shown_so(store: Store) -> None:
     own = fleet()
-    watcher = Watcher(
-        config_service_pb2.Hello(node_id="node-1"),
-        interval_s=5,
-        open_secret=secret_opener(Sealer([MasterKey(MASTER_KEY)])),
-        now_s=own.now_s(),
-    )
+    watcher = own.attach(config_service_pb2.Hello(node_id="node-1"))
 
     def shown() -> bool:
-        return node_to_proto(watcher, store.clock(), own.now_s()).limits_unavailable
+        return node_to_proto(watcher, store.clock(), own.now_s(), "cp-1").limits_unavailable
 
     assert not shown()
     watcher.hear_heartbeat(config_service_pb2.Heartbeat(limits_unavailable=True))

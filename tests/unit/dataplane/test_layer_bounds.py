@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 
 from dataplane.domain.entitlements import Circumstances, Entitlements
-from dataplane.domain.layer_bounds import LayerBounds
+from dataplane.domain.layer_bounds import LayerBounds, LimitShapes, are_alike
 from dataplane.domain.limiting import MAX_LAYERS, SubjectKind
 from dataplane.domain.principals import (
     LimitEntry,
@@ -37,10 +37,14 @@ def problem(
     entitlements = Entitlements(
         service or Service(), {**FULL, **limits}, {tier.name: tier for tier in tiers}
     )
-    bounds = LayerBounds(entitlements)
-    for subject, configured in entitlements.limits.items():
-        bounds.note(subject, configured)
-    return bounds.problem_of(caller or principal())
+    return LayerBounds(entitlements, noted(entitlements.limits)).problem_of(caller or principal())
+
+
+def noted(limits: Mapping[str, SubjectLimits]) -> LimitShapes:
+    shapes = LimitShapes()
+    for subject, configured in limits.items():
+        shapes.note(subject, None, configured)
+    return shapes
 
 
 def some(count: int) -> SubjectLimits:
@@ -109,7 +113,7 @@ def test_temporary_limits_count_whenever_they_end() -> None:
 
 def test_a_problem_that_callers_share_is_each_one_s() -> None:
     entitlements = Entitlements(Service(), {**FULL, "user:u1": some(3), "key:k9": some(1)}, {})
-    bounds = LayerBounds(entitlements)
+    bounds = LayerBounds(entitlements, noted(entitlements.limits))
     keys = [principal(principal_id=f"k{number}") for number in range(10)]
     device = principal(kind=SubjectKind.DEVICE, principal_id="d1")
 
@@ -127,3 +131,58 @@ def test_what_passes_is_what_can_be_admitted() -> None:
 
     assert problem(limits) is None
     assert len(plan.layers) == MAX_LAYERS
+
+
+def test_a_limit_that_is_lifted_for_a_while_counts_and_one_that_is_lifted_for_good_does_not() -> (
+    None
+):
+    unlimited = LimitEntry("requests", "minute", 0, is_unlimited=True)
+    for_good = SubjectLimits((unlimited,))
+    for_a_while = SubjectLimits((), (TemporaryEntry(unlimited, 9),))
+    pro = Tier("pro", ip_limits=(*ENTRIES[:3],))
+    caller = principal(user=user(tier="pro"))
+    shapes = noted({"ip:203.0.113.7": for_good, "ip:203.0.113.8": for_a_while})
+
+    assert not are_alike(for_good, for_a_while)
+    assert len(shapes.of(SubjectKind.IP)) == 2
+    assert shapes.most_of(SubjectKind.IP, pro.ip_limits) == 3
+    assert problem({"ip:203.0.113.7": for_good}, caller, tiers=[pro]) is not None
+
+
+def test_what_is_noted_and_taken_back_leaves_nothing() -> None:
+    shapes = noted({"user:u1": some(2), "user:u2": some(2), "user:u3": some(3)})
+    before = shapes.copy()
+
+    shapes.note("user:u3", some(3), some(1))
+    shapes.note("user:u1", some(2), None)
+
+    assert shapes.most_of(SubjectKind.USER) == 2
+    shapes.note("user:u2", some(2), None)
+    assert shapes.most_of(SubjectKind.USER) == 1
+    assert before.most_of(SubjectKind.USER) == 3
+
+
+def test_nobody_is_looked_at_where_the_most_of_each_kind_fit_together() -> None:
+    def bounds(limits: Mapping[str, SubjectLimits], *tiers: Tier) -> LayerBounds:
+        by_name = {tier.name: tier for tier in tiers}
+        return LayerBounds(Entitlements(Service(), limits, by_name), noted(limits))
+
+    pro = Tier("pro", user_limits=(*ENTRIES[:2],))
+
+    # Two callers might have the most of each kind, or one might have both.
+    assert not bounds({**FULL, "user:u1": some(2), "user:u2": some(1)}).can_be_exceeded
+    assert bounds({**FULL, "user:u1": some(2), "key:k2": some(1)}).can_be_exceeded
+    assert not bounds(FULL, pro).can_be_exceeded
+    assert bounds({**FULL, "user:u9": some(1)}, pro).can_be_exceeded
+
+
+def test_figures_are_not_what_callers_share_but_how_many_there_are() -> None:
+    def shared(**limits: SubjectLimits) -> tuple[object, ...]:
+        return LayerBounds(Entitlements(Service(), limits, {}), noted(limits)).shared()
+
+    higher = SubjectLimits((LimitEntry("requests", "minute", 10),))
+
+    assert shared(**{"global": some(1)}) == shared(**{"global": higher})
+    assert shared(**{"global": some(1)}) != shared(**{"global": some(2)})
+    assert shared(**{"user:u1": some(1)}) == shared()
+    assert shared(**{"model:m": some(1)}) != shared()

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from dataplane.domain.calls import Usage
 from dataplane.domain.patterns import matches
-from dataplane.domain.prices import Price, PriceBook, cost_of, upper_cost
+from dataplane.domain.prices import Price, PriceBook, PriceEdition, cost_of, upper_cost
 from tests.unit.dataplane.configuration import price
 
 NAMES = st.sampled_from(["a", "ab", "abc", "b", "abcd", "ba"])
@@ -98,3 +98,34 @@ def test_a_cost_is_never_below_the_exact_amount_nor_a_unit_above(
 
     exact = (reads + writes) * rate
     assert exact <= cost * 1_000_000 < exact + 1_000_000
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["m", "m-1", "m*", "*"])), max_size=20)
+)
+def test_a_book_that_is_changed_price_by_price_finds_what_one_of_all_of_them_finds(
+    changes: list[tuple[int, str]],
+) -> None:
+    books, prices = [PriceBook()], dict[int, Price]()
+    for number, (price_id, model) in enumerate(changes):
+        edition = PriceEdition(books[-1])
+        if price_id in prices:
+            edition.remove(prices.pop(price_id))
+        else:
+            added = price(model, price_id=str(price_id), effective_from_ms=number % 3)
+            prices[price_id] = added
+            edition.put(added)
+        books.append(edition.done())
+
+    at_once = PriceBook(prices.values())
+    for model in ("m", "m-1", "m-2", "x"):
+        for now_ms in range(4):
+            assert books[-1].find(["p"], model, now_ms) is at_once.find(["p"], model, now_ms)
+    assert sorted(books[-1].exact_models(["p"])) == sorted(at_once.exact_models(["p"]))
+    assert books[0].find(["p"], "m", 9) is None
+
+
+def test_a_book_without_a_change_is_the_same_book() -> None:
+    book = PriceBook([price()])
+
+    assert PriceEdition(book).done() is book

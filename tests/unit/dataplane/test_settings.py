@@ -55,6 +55,8 @@ def test_lists_are_split_at_commas(environment: pytest.MonkeyPatch) -> None:
         ("TOLLKEEPER_PORT", "99999"),
         ("TOLLKEEPER_PORT", "http"),
         ("TOLLKEEPER_JOIN_TOKEN", "short"),
+        ("TOLLKEEPER_JOIN_TOKEN", "tkj_" + "x" * 40),
+        ("TOLLKEEPER_JOIN_TOKEN", "tkj_äöü" + "x" * 40),
         ("TOLLKEEPER_NODE_KEY", "not base64"),
         ("TOLLKEEPER_NODE_KEY", base64.b64encode(bytes(31)).decode()),
         ("TOLLKEEPER_NODE_ID", "has spaces"),
@@ -171,6 +173,28 @@ def test_what_no_browser_sends_as_an_origin_is_told_with_its_place(
     assert "entry 2 must " in text
     assert reason in text
     assert "secret" not in text
+
+
+@pytest.mark.parametrize("given", [("TLS_CERT",), ("TLS_KEY", "CA"), ("TLS_CERT", "CA")])
+def test_an_operators_certificate_comes_with_its_key_and_its_root(
+    environment: pytest.MonkeyPatch, given: tuple[str, ...]
+) -> None:
+    for name in given:
+        environment.setenv(f"TOLLKEEPER_{name}", f"/etc/tls/{name}")
+
+    assert "go together" in problem()
+
+
+def test_a_node_without_any_proof_does_not_start(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.delenv("TOLLKEEPER_JOIN_TOKEN")
+    environment.setenv("TOLLKEEPER_DATA_DIR", str(tmp_path))
+    assert "TOLLKEEPER_JOIN_TOKEN" in problem()
+
+    (tmp_path / "identity").write_bytes(b"")
+
+    assert isinstance(read_settings(), Settings)
 
 
 def test_several_problems_are_told_at_once(environment: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,7 @@
 """Which plan a call gets: compiled once, never an old one, and never another call's."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace as changed
 
 from dataplane.domain.limiting import LayerPlan
 from dataplane.domain.principals import LimitEntry, Principal, SubjectLimits, TemporaryEntry, Tier
@@ -91,7 +90,7 @@ def test_an_address_counts_where_a_tier_says_so() -> None:
 @pytest.mark.parametrize("subject", ["user", "chat"])
 def test_a_plan_is_computed_anew_when_a_temporary_limit_in_it_ends(subject: str) -> None:
     ends = TemporaryEntry(LimitEntry("requests", "day", 70), 1_000)
-    limited = snapshot(**{subject: replace(DAILY, temporary=(ends,))})
+    limited = snapshot(**{subject: changed(DAILY, temporary=(ends,))})
 
     before, last = plan(limited, now_ms=0), plan(limited, now_ms=999)
     after, later = plan(limited, now_ms=1_000), plan(limited, now_ms=10**15)

@@ -16,6 +16,7 @@ KEY = "tk_live_abcdefghijkl_SecretSecretSecretSecretSecretSecretSecretS123456"
     [
         f"key {KEY} was used",
         "token tka_SecretSecretSecretSecretSecretSecretSecretS",
+        "joins with tkj_hKFz2StTZWNyZXQ-Secret_Secret",
         "Authorization: Bearer SecretSecret.Secret",
         "provider said sk-proj-SecretSecret",
         "cannot reach redis://:Secret@127.0.0.1:6379/0",
