@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 import redis
 
+from tests.load.configuration_phases import ConfigurationBench
 from tests.load.customer import Customer
 from tests.load.figures import Figure, Report, as_json, as_line, as_markdown
 from tests.load.limiter_phases import LimiterBench
@@ -104,6 +105,9 @@ def measured(stack: Stack, placement: Placement, seconds: float, *, is_json: boo
     limiter = LimiterBench(placement, seconds, warmup_s, _say)
     for phase in (limiter.latency, limiter.one_by_one, limiter.in_batches, limiter.memory):
         add(*phase())
+    configuration = ConfigurationBench(placement, _say, is_quick=seconds <= _QUICK_S)
+    add(*configuration.applying())
+    add(*configuration.propagation())
     return msgspec.structs.replace(report, figures=tuple(figures))
 
 
