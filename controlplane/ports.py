@@ -18,13 +18,12 @@ import grpc.aio
 
 from controlplane.pki.certificates import NODE_LIFETIME, AuthorityError
 from controlplane.pki.server_tls import (
-    FILES_INTERVAL_S,
-    OWN_INTERVAL_S,
+    INTERVAL_S,
     Material,
+    OwnMaterial,
     ServerTls,
     TlsFilesError,
     material_in_files,
-    own_material,
 )
 from controlplane.rpc.admin_services import interceptors, node_interceptors
 from controlplane.rpc.node_admission import NodeAdmission, NodeProof
@@ -108,7 +107,8 @@ class Ports:
         """
         self._settings = settings
         self._clock = store.clock
-        self._authority = joining.authority
+        authority = joining.authority
+        self._own = OwnMaterial(authority, _hosts(settings.host)) if authority else None
         self._tls: ServerTls | None = None
         if settings.tls is TlsMode.OFF:
             token = settings.join_token.get_secret_value()
@@ -139,8 +139,7 @@ class Ports:
             _bind(self.admin, settings.host, settings.admin_port, tls.for_administrators()),
             _bind(self.nodes, settings.host, settings.node_port, tls.for_nodes()),
         )
-        interval_s = OWN_INTERVAL_S if self._authority else FILES_INTERVAL_S
-        fresh = asyncio.create_task(tls.keep_fresh(self._renewed, interval_s))
+        fresh = asyncio.create_task(tls.keep_fresh(self._renewed, INTERVAL_S))
         stack.callback(fresh.cancel)
         await self.admin.start()
         await self.nodes.start()
@@ -158,8 +157,8 @@ class Ports:
 
     def _material(self) -> Material:
         settings = self._settings
-        if self._authority is not None:
-            return own_material(self._authority, _hosts(settings.host), self._clock())
+        if self._own is not None:
+            return self._own.at(self._clock())
         certificate, key, authority = settings.tls_cert, settings.tls_key, settings.tls_client_ca
         if certificate is None or key is None or authority is None:
             raise TlsFilesError("TOLLKEEPER_TLS=files needs TLS_CERT, TLS_KEY and TLS_CLIENT_CA")

@@ -85,7 +85,7 @@ async def _joined(
     text = settings.join_token.get_secret_value()
     if text and not is_join_token(text):
         return None
-    kept = await asyncio.to_thread(file.read)
+    kept = await asyncio.to_thread(_read_sealed, file)
     digest = hashlib.sha256(text.encode()).digest()
     if not text or (kept is not None and kept.token_sha256 == digest):
         return _usable(settings, kept, clock_ms())
@@ -115,6 +115,16 @@ async def _join(
     await asyncio.to_thread(file.write, joined)
     _log.info("node_joined", node_id=node_id, expires_at_ms=joined.expires_at_ms)
     return joined
+
+
+def _read_sealed(file: IdentityFile) -> Identity | None:
+    """Return what was kept, encrypted from now on if there is a node key by now; blocks on the disk."""
+    kept = file.read()
+    try:
+        file.seal()
+    except OSError as error:
+        _log.error("identity_not_encrypted", error=error.strerror)
+    return kept
 
 
 def _usable(settings: Settings, kept: Identity | None, now_ms: int) -> Identity:

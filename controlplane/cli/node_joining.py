@@ -50,12 +50,12 @@ def add_commands(app: typer.Typer) -> None:
 
 def create_token(
     node: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="The id of the node that may join with it; without it the node chooses.",
             show_default=False,
         ),
-    ] = "",
+    ] = None,
     address: Annotated[
         list[str] | None,
         typer.Option(
@@ -82,13 +82,16 @@ def create_token(
     output: Output = Format.TABLE,
 ) -> None:
     """Make a token with which one data plane joins, once, and show it, this once."""
+    # A variable of a script that is empty must not make a token for everything.
+    if node == "" or (org is not None and not words(org)):
+        raise typer.BadParameter("--node and --org name something, or are left out")
     addresses = words(address) or [str(admin_settings().address)]
     wanted = duration_pb2.Duration()
     wanted.FromTimedelta(lifetime)
     with admin_channel() as channel:
         created = rpc.NodeServiceStub(channel).CreateJoinToken(
             pb.CreateJoinTokenRequest(
-                node_id=node, lifetime=wanted, organizations=words(org), addresses=addresses
+                node_id=node or "", lifetime=wanted, organizations=words(org), addresses=addresses
             )
         )
         print_one({**record_of(created.token), "join_token": created.join_token}, output)

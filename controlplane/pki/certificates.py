@@ -10,7 +10,7 @@ anew, or was banned, opens nothing, although it has not ended yet.
 import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from cryptography import x509
@@ -207,6 +207,14 @@ def node_name_in(alternative_names: Iterable[str]) -> NodeName | None:
     if not node_id or not enrolled_at.isdecimal():
         return None
     return NodeName(node_id, int(enrolled_at))
+
+
+def end_of(certificate_pem: bytes) -> datetime:
+    """Return when a certificate ends that a handshake has let pass; one that cannot be read has ended long ago."""
+    try:
+        return x509.load_pem_x509_certificate(certificate_pem).not_valid_after_utc
+    except ValueError:
+        return datetime.fromtimestamp(0, UTC)
 
 
 def _key_in(request_der: bytes) -> ec.EllipticCurvePublicKey:

@@ -18,10 +18,9 @@ from cryptography.hazmat.primitives import serialization
 
 from controlplane.pki.certificates import SERVER_LIFETIME, Authority
 
-# A file that an operator's tool replaced is in use after at most this.
-FILES_INTERVAL_S: Final = 60.0
-# A certificate is renewed at half its life.
-OWN_INTERVAL_S: Final = SERVER_LIFETIME.total_seconds() / 2
+# A file that an operator's tool replaced is in use after at most this. A certificate of the own authority is looked at as
+# often: a host may have been suspended for weeks, or have had its clock set.
+INTERVAL_S: Final = 60.0
 _MAX_FILE_BYTES: Final = 1024 * 1024
 
 _log: Final = structlog.get_logger(__name__)
@@ -80,10 +79,24 @@ class ServerTls:
                 _log.exception("certificate not renewed")
 
 
-def own_material(authority: Authority, hosts: tuple[str, ...], now: datetime) -> Material:
-    """Return a new server certificate of the service's own authority, which is that of the nodes too."""
-    leaf = authority.server_certificate(hosts, now)
-    return Material(leaf.chain_pem, leaf.key_pem, authority.certificate_pem)
+class OwnMaterial:
+    """Server certificates of the service's own authority, which is that of the nodes too."""
+
+    def __init__(self, authority: Authority, hosts: tuple[str, ...]) -> None:
+        self._authority = authority
+        self._hosts = hosts
+        self._newest: tuple[datetime, Material] | None = None
+
+    def at(self, now: datetime) -> Material:
+        """Return the newest certificate until half its life is over; then, or when it was made after `now`, a new one."""
+        if self._newest is not None:
+            made_at, material = self._newest
+            if made_at <= now < made_at + SERVER_LIFETIME / 2:
+                return material
+        leaf = self._authority.server_certificate(self._hosts, now)
+        material = Material(leaf.chain_pem, leaf.key_pem, self._authority.certificate_pem)
+        self._newest = now, material
+        return material
 
 
 def material_in_files(certificate: Path, key: Path, client_authority: Path) -> Material:

@@ -5,6 +5,7 @@ service, which answers load balancers without credentials, and for methods that 
 themselves by what is in the request.
 """
 
+import asyncio
 import hmac
 import time
 from collections.abc import AsyncIterator, Callable
@@ -38,6 +39,8 @@ PUBLIC_PERMISSION: Final = "public"
 # 2 s: an administrator that another control plane deleted is refused here after at most this.
 CACHE_LIFETIME_S: Final = 2.0
 CACHE_SIZE: Final = 1_000
+# Anybody may present what looks like a token: more look-ups at once would take connections to the database from all others.
+LOOKUPS_AT_A_TIME: Final = 4
 MIN_NODE_TOKEN_LENGTH: Final = 32
 
 _SCHEME: Final = "bearer"
@@ -98,6 +101,7 @@ class Authenticator:
         self._monotonic = monotonic
         self._known: dict[bytes, _Known] = {}
         self._generation = 0
+        self._lookups = asyncio.Semaphore(LOOKUPS_AT_A_TIME)
         store.changed.listen(lambda _revision: self.forget())
 
     def forget(self) -> None:
@@ -137,7 +141,7 @@ class Authenticator:
         if known is not None and self._monotonic() < known.until_s:
             return known.actor
         generation = self._generation
-        async with self._store.reading() as session:
+        async with self._lookups, self._store.reading() as session:
             row = await Administrators(session).by_token(digest)
         if row is None:
             return None

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
@@ -16,12 +17,13 @@ import structlog
 from grpc import aio
 
 from controlplane.domain.errors import PermissionDeniedError, UnauthenticatedError
-from controlplane.pki.certificates import NodeName, node_name_in
+from controlplane.pki.certificates import NodeName, end_of, node_name_in
 from controlplane.rpc.actors import Actor
 from controlplane.rpc.interception import Context, Handler
 from controlplane.rpc.node_roster import NodeRoster
 from controlplane.snapshots.identity import NodeIdentityClaim
 
+_CERTIFICATE: Final = "x509_pem_cert"
 _COMMON_NAME: Final = "x509_common_name"
 _URIS: Final = "peer_uri"
 _DNS_NAMES: Final = "peer_dns"
@@ -90,9 +92,16 @@ _current: ContextVar[NodeCall | None] = ContextVar("tollkeeper_node_call", defau
 class NodeAdmission:
     """Admits calls of nodes by the roster, and ends those that are admitted no longer."""
 
-    def __init__(self, roster: NodeRoster, proof: NodeProof) -> None:
+    def __init__(
+        self,
+        roster: NodeRoster,
+        proof: NodeProof,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Admit nodes that `roster` knows by their `proof`; `clock` says whether certificates have ended."""
         self._roster = roster
         self._proof = proof
+        self._clock = clock
         self._calls: set[NodeCall] = set()
         roster.listen(self._look_again)
 
@@ -100,11 +109,14 @@ class NodeAdmission:
         """Return the node whose certificate the peer of a call has shown.
 
         Raises:
-            UnauthenticatedError: It is no node's certificate.
+            UnauthenticatedError: It is no node's certificate, or has ended.
             PermissionDeniedError: The node may not call.
             OverloadedError: Whether it may is in the database, which does not answer.
         """
         name = self._name_of(context)
+        # It held when the connection was opened, which may be long ago.
+        if self._has_ended(context):
+            raise UnauthenticatedError(f"the certificate of {name.node_id} has ended")
         if self._refusal_of(name):
             # It may have joined, or its ban have been lifted, at another control plane a moment ago.
             await self._roster.refresh()
@@ -150,10 +162,17 @@ class NodeAdmission:
             raise PermissionDeniedError(_banned(named))
 
     def identify(self, _context: Context) -> NodeIdentityClaim:
-        """Return what the node of the call that runs in this task is, and what it may see."""
+        """Return what the node of the call that runs in this task is, and what it may see.
+
+        Raises:
+            PermissionDeniedError: It may not call any more: its scope is not known, and must not pass for everything.
+        """
         call = _current.get()
         if call is None or call.name is None:
             return NodeIdentityClaim()
+        refusal = self._refusal_of(call.name)
+        if refusal:
+            raise PermissionDeniedError(refusal)
         known = self._roster.get(call.name.node_id)
         scope = known.organization_ids if known else frozenset[str]()
         return NodeIdentityClaim(call.name.node_id, scope)
@@ -169,6 +188,11 @@ class NodeAdmission:
                 if _is_node_id(text):
                     return NodeName(text, 0)
         raise UnauthenticatedError("the certificate is not one of a node")
+
+    def _has_ended(self, context: Context) -> bool:
+        for certificate in context.auth_context().get(_CERTIFICATE, ()):
+            return end_of(certificate) <= self._clock()
+        return True
 
     def _refusal_of(self, name: NodeName) -> str:
         """Return why a node may not call; nothing when it may."""

@@ -38,12 +38,16 @@ from controlplane.store.transactions import Transaction
 # Anybody may ask: more at once would only hold connections to the database.
 MAX_AT_A_TIME: Final = 4
 TURN_WAIT_S: Final = 5.0
+# A fleet that starts at once; a flood is refused without having to wait, so that the turn of a node comes.
+MAX_WAITING: Final = 100
 
 _NOT_BY_TOKEN: Final = {
     NodeProof.SHARED_TOKEN: "nodes of this control plane share one token, TOLLKEEPER_JOIN_TOKEN;"
     " they join one by one with TOLLKEEPER_TLS=own",
     NodeProof.OPERATORS_AUTHORITY: "nodes of this control plane have certificates of the operator",
 }
+
+_TOO_MANY: Final = "too many nodes join at once; try again later"
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -87,6 +91,7 @@ class NodeEnrollmentServicer(pb_grpc.NodeEnrollmentServiceServicer):
         self._store = store
         self._joining = joining
         self._turns = asyncio.Semaphore(MAX_AT_A_TIME)
+        self._waiting = 0
 
     async def EnrollNode(
         self, request: pb.EnrollNodeRequest, _context: Context
@@ -133,14 +138,16 @@ class NodeEnrollmentServicer(pb_grpc.NodeEnrollmentServiceServicer):
     async def _enrolled(
         self, tx: Transaction, token: JoinToken, request: pb.EnrollNodeRequest
     ) -> pb.EnrollNodeResponse:
+        digest = _digest_of(request)
+        # Before anything else is said: a token that is used up tells its finder nothing.
+        is_repeated = _is_repeated(token, digest, tx.now)
         if token.node_id not in ("", request.node_id):
             raise PermissionDeniedError("this join token is for another node")
         tokens, nodes = JoinTokens(tx.session), Nodes(tx.session)
         row = await nodes.find_for_change(request.node_id)
         if row is not None and row.banned_at is not None:
             raise PermissionDeniedError(f"node {request.node_id} is banned")
-        digest = _digest_of(request)
-        if _is_repeated(token, digest, tx.now):
+        if is_repeated:
             return pb.EnrollNodeResponse.FromString(token.answer)
         if row is not None and not token.node_id:
             raise AlreadyExistsError(
@@ -175,13 +182,18 @@ class NodeEnrollmentServicer(pb_grpc.NodeEnrollmentServiceServicer):
         """Wait for a turn, and hold it.
 
         Raises:
-            OverloadedError: It did not come in time.
+            OverloadedError: It did not come in time, or too many wait already.
         """
+        if self._waiting >= MAX_WAITING:
+            raise OverloadedError(_TOO_MANY)
+        self._waiting += 1
         try:
             async with asyncio.timeout(TURN_WAIT_S):
                 await self._turns.acquire()
         except TimeoutError:
-            raise OverloadedError("too many nodes join at once; try again later") from None
+            raise OverloadedError(_TOO_MANY) from None
+        finally:
+            self._waiting -= 1
         try:
             yield
         finally:

@@ -54,6 +54,8 @@ class NodeRoster:
         self._listeners: list[Callable[[frozenset[str]], None]] = []
         self._woken = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._asked = 0
+        self._answered = 0
         self._is_failing = False
 
     def get(self, node_id: str) -> KnownNode | None:
@@ -71,12 +73,20 @@ class NodeRoster:
     async def refresh(self) -> None:
         """Read what changed since the last time.
 
+        Whoever asks while another reads shares the next reading: refused nodes that call without end delay no ban.
+
         Raises:
             OverloadedError: The database does not answer.
         """
+        self._asked += 1
+        own = self._asked
         try:
             async with asyncio.timeout(_READ_DEADLINE_S), self._turn:
+                if self._answered >= own:
+                    return
+                asked = self._asked
                 await self._read()
+                self._answered = asked
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             raise OverloadedError("the database does not answer; try again later") from error
 

@@ -77,19 +77,21 @@ class Nodes:
 
         Rather too many than too few: all that are in any scope that it ever had, and by their ids all that were deleted
         since, as far as that is remembered. `row` is None for a node of which nothing is known but its id: its scope
-        was everything, and it may have been there from the beginning.
+        was everything, and it may have been there from the beginning. The same goes for one that never joined: its row is
+        as old as its ban.
         """
-        since = _BEGINNING if row is None else row.created_at
-        scope = frozenset[str]() if row is None else await self._scope_ever(row)
+        if row is None or row.enrolled_at is None:
+            since, scope = _BEGINNING, frozenset[str]()
+        else:
+            since, scope = row.created_at, await self._scope_ever(row)
         statement = (
             select(Credential.name, Provider.organization_id)
             .join(Provider, col(Provider.id) == col(Credential.provider_id))
             .order_by(col(Credential.name))
-            .limit(at_most)
         )
         found = (await self._session.exec(statement)).all()
         names = [name for name, owner in found if not scope or owner is None or owner in scope]
-        return [*names, *sorted(await self._deleted_credentials(since))]
+        return [*names, *sorted(await self._deleted_credentials(since))][:at_most]
 
     async def _scope_ever(self, row: NodeIdentity) -> frozenset[str]:
         """Return every organization that was in a node's scope since its row exists; none means all."""

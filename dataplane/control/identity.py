@@ -127,13 +127,21 @@ class IdentityFile:
         self._write(self._path, msgspec.msgpack.encode(identity))
         self._joining.unlink(missing_ok=True)
 
+    def seal(self) -> None:
+        """Encrypt what was kept in clear, before there was a node key; without one nothing happens.
+
+        Raises:
+            IdentityError: What was kept cannot be read.
+            OSError: The disk does not take it; what was kept stays as it was.
+        """
+        content = _bytes_of(self._path)
+        if self._aead is not None and content is not None and content.startswith(_MAGIC + _PLAIN):
+            self._write(self._path, content[_HEADER_BYTES:])
+
     def _read(self, path: Path, kind: type[KeptT]) -> KeptT | None:
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
+        content = _bytes_of(path)
+        if content is None:
             return None
-        except OSError as error:
-            raise IdentityError(f"{path} cannot be read: {error.strerror}") from None
         if not content.startswith(_MAGIC):
             raise IdentityError(f"{path} is not an identity of a node")
         try:
@@ -235,6 +243,24 @@ def check_pair(chain_pem: bytes, key_pem: bytes) -> None:
         raise IdentityError("the control plane answered with a certificate of another key")
 
 
+def check_authority(authority_pem: bytes) -> None:
+    """Check that there is an authority to know control planes by.
+
+    Raises:
+        IdentityError: There is none.
+    """
+    try:
+        x509.load_pem_x509_certificates(authority_pem)
+    except ValueError:
+        raise IdentityError("the control plane answered without an authority") from None
+
+
+def span_ms_of(chain_pem: bytes) -> int:
+    """Return for how long a certificate holds from its beginning to its end, whatever time it is here."""
+    leaf = x509.load_pem_x509_certificates(chain_pem)[0]
+    return round((leaf.not_valid_after_utc - leaf.not_valid_before_utc).total_seconds() * 1000)
+
+
 def is_node_id(text: str) -> bool:
     """Say whether a node may be called this: 1 to 64 letters, digits, dots, dashes and underscores."""
     return 0 < len(text) <= 64 and all(
@@ -255,6 +281,15 @@ def _node_id_in(leaf: x509.Certificate) -> str:
     raise IdentityError(
         "TOLLKEEPER_TLS_CERT names no node: neither its common name nor a DNS name is an id"
     )
+
+
+def _bytes_of(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise IdentityError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _content(path: Path, setting: str) -> bytes:

@@ -20,8 +20,10 @@ from dataplane.control.identity import (
     IdentityError,
     IdentityFile,
     KeyRequest,
+    check_authority,
     check_pair,
     pem_of,
+    span_ms_of,
 )
 from dataplane.domain.join_tokens import JoinToken
 
@@ -33,12 +35,16 @@ _JOIN_PAUSE_S: Final = 1.0
 # Nodes that joined together do not renew together.
 _HALF: Final = (0.5, 0.6)
 _RETRIES_PER_LIFE: Final = 288
-_LEAST_RETRY_S: Final = 0.05
 _LONGEST_SLEEP_S: Final = 300.0
 # From then on it is an error that somebody must look at.
 _ALARMING_SHARE: Final = 0.25
 
-_AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+# Another control plane, or the same one a moment later, may say otherwise.
+_AWAY: Final = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.ABORTED,
+)
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -111,14 +117,21 @@ class Renewal:
         self._uniform = uniform
 
     async def run(self) -> None:
-        """Renew at half life, and every few minutes after that until it works; until cancelled."""
+        """Renew at half life, and every few minutes after that until it works; until cancelled.
+
+        The clock of this host need not be that of the control planes. One that is behind makes the life that is left look
+        longer than it ever is; by one that is ahead a new certificate may have ended, and must not be renewed without end.
+        """
         while True:
             own = self._channels.identity
-            due_ms = own.issued_at_ms + own.lifetime_ms * self._uniform(*_HALF)
-            await self._sleep_until(due_ms)
-            while not await self._renewed():
-                retry_s = own.lifetime_ms / 1000 / _RETRIES_PER_LIFE
-                await asyncio.sleep(max(_LEAST_RETRY_S, retry_s * self._uniform(0.5, 1.5)))
+            span_ms = span_ms_of(own.chain_pem)
+            life_ms = min(own.lifetime_ms, span_ms)
+            await self._sleep_until(own.issued_at_ms + life_ms * self._uniform(*_HALF))
+            is_renewed = False
+            while not is_renewed:
+                is_renewed = await self._renewed()
+                pause_s = span_ms / 1000 / _RETRIES_PER_LIFE
+                await asyncio.sleep(pause_s * self._uniform(0.5, 1.5))
 
     async def _sleep_until(self, due_ms: float) -> None:
         """Sleep in parts: a host that was suspended meanwhile must not be late by all of that time."""
@@ -183,15 +196,16 @@ def _identity(
     """Return what a control plane answered, with the key that it answered to.
 
     Raises:
-        IdentityError: It is no certificate of that key.
+        IdentityError: It is no certificate of that key, or comes without an authority.
     """
-    chain_pem = response.certificate_chain.encode()
+    chain_pem, authority_pem = response.certificate_chain.encode(), response.authority.encode()
     check_pair(chain_pem, request.key_pem)
+    check_authority(authority_pem)
     return Identity(
         node_id=node_id,
         chain_pem=chain_pem,
         key_pem=request.key_pem,
-        authority_pem=response.authority.encode(),
+        authority_pem=authority_pem,
         issued_at_ms=now_ms,
         expires_at_ms=_unix_ms(response.expires_at),
         token_sha256=request.token_sha256,

@@ -22,15 +22,23 @@ from tollkeeper.enrollment.v1 import node_enrollment_service_pb2_grpc as pb_grpc
 from tollkeeper.usage.v1 import usage_service_pb2 as usage_pb
 from tollkeeper.usage.v1 import usage_service_pb2_grpc as usage_grpc
 
+from controlplane.domain.errors import PermissionDeniedError
 from controlplane.pki.certificates import Authority, NodeName
+from controlplane.rpc.actors import Actor
+from controlplane.rpc.authorization import LOOKUPS_AT_A_TIME
+from controlplane.rpc.node_admission import NodeAdmission, NodeProof
+from controlplane.rpc.node_roster import NodeRoster
 from controlplane.secrets.sealing import MasterKey, Sealer
 from controlplane.server import StartError
+from controlplane.store.administrators import Administrators
 from controlplane.store.authorities import ensure_authority
 from controlplane.store.database import Store
+from controlplane.store.tables import Administrator
 from dataplane.control.channels import secure_channel
 from dataplane.control.identity import CONTROL_PLANE_NAME, Identity, KeyRequest
 from dataplane.control.node_enrollment import join
 from tests.distribution.node import Node
+from tests.distribution.process import owner_token
 from tests.fixtures_databases import PostgresServer
 from tests.identity.control_planes import BEARER, ControlPlane, clock_ms, node_channel, running
 from tests.rpc.admin_api import refused
@@ -176,6 +184,51 @@ async def test_a_node_is_sent_nothing_of_organizations_that_it_does_not_serve(
 
     assert b"globex" not in sent
     assert (await control_plane.enrolled())["eu-1"].organizations == ["acme"]
+
+
+async def test_a_node_that_is_known_no_more_is_not_taken_for_one_that_serves_everybody(
+    data_dir: Path,
+) -> None:
+    store = Store(f"sqlite+aiosqlite:///{data_dir / 'controlplane.sqlite'}")
+    admission = NodeAdmission(NodeRoster(store), NodeProof.OWN_AUTHORITY)
+    actor = Actor("node:eu-1", node=NodeName("eu-1", 1))
+    context: Any = None
+
+    async with admission.admitted(actor, None):
+        with pytest.raises(PermissionDeniedError, match="must join again"):
+            admission.identify(context)
+    await store.close()
+
+
+async def test_tokens_that_somebody_made_up_take_few_connections_to_the_database(
+    control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, most, by_token = [0], [0], Administrators.by_token
+
+    async def counted(administrators: Administrators, digest: bytes) -> Administrator | None:
+        now[0] += 1
+        most[0] = max(most[0], now[0])
+        try:
+            return await by_token(administrators, digest)
+        finally:
+            now[0] -= 1
+
+    monkeypatch.setattr(Administrators, "by_token", counted)
+    request = node_pb.ListNodesRequest()
+
+    refusals = await asyncio.gather(
+        *(
+            refused(
+                control_plane.nodes.ListNodes(
+                    request, metadata=(("authorization", f"Bearer {owner_token()}"),)
+                )
+            )
+            for _ in range(50)
+        )
+    )
+
+    assert {each.code for each in refusals} == {grpc.StatusCode.UNAUTHENTICATED}
+    assert 0 < most[0] <= LOOKUPS_AT_A_TIME
 
 
 async def test_the_authority_stays_when_a_control_plane_starts_again(data_dir: Path) -> None:

@@ -20,6 +20,7 @@ from tollkeeper.enrollment.v1 import node_enrollment_service_pb2_grpc as pb_grpc
 from tollkeeper.usage.v1 import usage_service_pb2 as usage_pb
 from tollkeeper.usage.v1 import usage_service_pb2_grpc as usage_grpc
 
+from controlplane.rpc.node_roster import NodeRoster
 from controlplane.settings import TlsMode
 from dataplane.control.identity import IdentityError, KeyRequest
 from dataplane.control.node_enrollment import join
@@ -109,9 +110,8 @@ async def test_lifting_a_ban_that_is_none_is_refused(control_plane: ControlPlane
     assert refusal.code is grpc.StatusCode.NOT_FOUND
 
 
-async def _credentials(control_plane: ControlPlane, *names: str) -> dict[str, str]:
+async def _credentials(channel: grpc.aio.Channel, *names: str) -> dict[str, str]:
     """Make a provider and a credential for each `organization/provider` or `provider`; return ids by name."""
-    channel = control_plane.as_administrator()
     providers = provider_grpc.ProviderServiceStub(channel)
     credentials = credential_grpc.CredentialServiceStub(channel)
     made: dict[str, str] = {}
@@ -152,7 +152,7 @@ async def test_a_ban_names_the_credentials_that_the_node_may_have_received(
             ),
             metadata=BEARER,
         )
-    ids = await _credentials(control_plane, "shared", "gone", "acme/own", "globex/own")
+    ids = await _credentials(channel, "shared", "gone", "acme/own", "globex/own")
     await control_plane.joined("eu-1", organizations=["acme"])
     await control_plane.joined("eu-2", organizations=["acme"])
     await control_plane.joined("eu-2", organizations=["globex"])
@@ -172,6 +172,50 @@ async def test_a_ban_names_the_credentials_that_the_node_may_have_received(
     assert set(of_both.received_credentials) == {*of_one.received_credentials, "globex/own/main"}
     assert not of_none.received_credentials
     assert of_one.revision < of_both.revision
+
+
+async def test_a_ban_that_is_repeated_names_the_same_credentials(data_dir: Path) -> None:
+    """Where nodes share a token nothing is known of a node but its ban: it may have been there before."""
+    async with (
+        running(data_dir, tls=TlsMode.OFF, join_token=SHARED_TOKEN) as control_plane,
+        grpc.aio.insecure_channel(control_plane.admin_address) as channel,
+    ):
+        nodes, request = node_grpc.NodeServiceStub(channel), node_pb.BanNodeRequest(node_id="eu-1")
+        ids = await _credentials(channel, "shared", "gone")
+        await credential_grpc.CredentialServiceStub(channel).DeleteCredential(
+            credential_pb.DeleteCredentialRequest(name="gone/main"), metadata=BEARER
+        )
+
+        first = await nodes.BanNode(request, metadata=BEARER)
+        second = await nodes.BanNode(request, metadata=BEARER)
+
+    assert set(first.received_credentials) == {"shared/main", ids["gone/main"]}
+    assert second.received_credentials == first.received_credentials
+
+
+async def test_a_banned_node_that_calls_without_end_delays_no_other_ban(
+    control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its calls share readings of the database: a few, however many they are."""
+    question, readings, read = usage_pb.ListReportersRequest(), [0], NodeRoster._read
+
+    async def counted(roster: NodeRoster) -> None:
+        readings[0] += 1
+        await read(roster)
+
+    identity = await control_plane.joined("eu-1")
+    async with node_channel(identity, control_plane) as channel:
+        stub = usage_grpc.UsageServiceStub(channel)
+        await stub.ListReporters(question)
+        await control_plane.ban("eu-1")
+        monkeypatch.setattr(NodeRoster, "_read", counted)
+
+        refusals = await asyncio.gather(
+            *(refused(stub.ListReporters(question)) for _ in range(200))
+        )
+
+    assert {each.code for each in refusals} == {grpc.StatusCode.PERMISSION_DENIED}
+    assert readings[0] < 100
 
 
 async def test_where_nodes_share_a_token_a_banned_name_is_refused(data_dir: Path) -> None:

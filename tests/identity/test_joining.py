@@ -1,5 +1,8 @@
 """Joining: a token is used once, by whom it is for, at the control plane that made it."""
 
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,10 +21,12 @@ from tollkeeper.enrollment.v1 import node_enrollment_service_pb2 as pb
 from tollkeeper.enrollment.v1 import node_enrollment_service_pb2_grpc as pb_grpc
 
 from controlplane.pki import certificates
+from controlplane.rpc import node_enrollment
 from controlplane.settings import TlsMode
 from controlplane.store.database import Store
 from controlplane.store.fleet_tables import JoinToken as JoinTokenRow
-from dataplane.control.identity import Identity, IdentityError, KeyRequest
+from controlplane.store.join_tokens import JoinTokens
+from dataplane.control.identity import CONTROL_PLANE_NAME, Identity, IdentityError, KeyRequest
 from dataplane.control.node_enrollment import join
 from dataplane.domain.join_tokens import JoinToken
 from tests.distribution.node import Node
@@ -39,6 +44,36 @@ async def enroll(
         ),
         timeout=5,
     )
+
+
+Answer = pb.EnrollNodeResponse
+Context = grpc.aio.ServicerContext[pb.EnrollNodeRequest, Answer]
+
+
+@asynccontextmanager
+async def posing(
+    authority: certificates.Authority,
+    enroll_node: Callable[[pb.EnrollNodeRequest, Context], Awaitable[Answer]],
+) -> AsyncIterator[str]:
+    """Serve EnrollNode with a certificate that an authority signs; yields the address."""
+    leaf = authority.server_certificate(["127.0.0.1"], datetime.now(UTC))
+    server = grpc.aio.server()
+    handler = grpc.unary_unary_rpc_method_handler(
+        enroll_node,
+        request_deserializer=pb.EnrollNodeRequest.FromString,
+        response_serializer=pb.EnrollNodeResponse.SerializeToString,
+    )
+    service = "tollkeeper.enrollment.v1.NodeEnrollmentService"
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(service, {"EnrollNode": handler}),)
+    )
+    credentials = grpc.ssl_server_credentials([(leaf.key_pem, leaf.chain_pem)])
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
 
 
 def leaf_of(identity: Identity) -> x509.Certificate:
@@ -120,6 +155,48 @@ async def test_a_token_of_former_times_opens_nothing(
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAUTHENTICATED, "INVALID_API_KEY")
 
 
+async def test_a_token_that_was_used_tells_nothing_of_nodes(control_plane: ControlPlane) -> None:
+    token, request = await control_plane.token(), KeyRequest.make("a")
+    await enroll(control_plane, token, "eu-1", request.request_der)
+    await control_plane.ban("eu-2")
+
+    said = {
+        (await refused(enroll(control_plane, token, node_id, request.request_der))).message
+        for node_id in ("eu-2", "eu-3")
+    }
+
+    assert said == {"the join token is not valid"}
+
+
+async def test_of_a_flood_of_strangers_few_wait_and_the_others_are_refused_at_once(
+    control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_enrollment, "MAX_WAITING", 2)
+    database_answers, by_secret = asyncio.Event(), JoinTokens.by_secret
+
+    async def slow(tokens: JoinTokens, digest: bytes) -> JoinTokenRow | None:
+        await database_answers.wait()
+        return await by_secret(tokens, digest)
+
+    monkeypatch.setattr(JoinTokens, "by_secret", slow)
+    nobodys = replace(await control_plane.token(), secret="x" * 43)
+    calls = [
+        asyncio.create_task(refused(enroll(control_plane, nobodys, "eu-1", b"x")))
+        for _ in range(node_enrollment.MAX_AT_A_TIME + 2 + 3)
+    ]
+    async with asyncio.timeout(node_enrollment.TURN_WAIT_S / 2):
+        while sum(each.done() for each in calls) < 3:
+            await asyncio.wait(
+                [each for each in calls if not each.done()], return_when=asyncio.FIRST_COMPLETED
+            )
+
+    database_answers.set()
+
+    codes = [each.code for each in await asyncio.gather(*calls)]
+    assert codes.count(grpc.StatusCode.UNAVAILABLE) == 3
+    assert codes.count(grpc.StatusCode.UNAUTHENTICATED) == len(calls) - 3
+
+
 async def test_a_token_for_one_node_is_no_other_ones(control_plane: ControlPlane) -> None:
     token, request = await control_plane.token("eu-1"), KeyRequest.make("eu-2")
 
@@ -197,43 +274,48 @@ async def test_a_control_plane_of_another_authority_is_not_told_the_secret(
     """Somebody in between has a certificate of the right name, from an authority of his own."""
     token = await control_plane.token()
     stranger = certificates.Authority.make(datetime.now(UTC))
-    leaf = stranger.server_certificate(["127.0.0.1"], datetime.now(UTC))
     asked: list[object] = []
 
-    async def enroll_node(request: object, _context: object) -> pb.EnrollNodeResponse:
+    async def enroll_node(request: pb.EnrollNodeRequest, _context: Context) -> Answer:
         asked.append(request)
         return pb.EnrollNodeResponse()
 
-    server = grpc.aio.server()
-    handler = grpc.unary_unary_rpc_method_handler(
-        enroll_node,
-        request_deserializer=pb.EnrollNodeRequest.FromString,
-        response_serializer=pb.EnrollNodeResponse.SerializeToString,
-    )
-    service = "tollkeeper.enrollment.v1.NodeEnrollmentService"
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(service, {"EnrollNode": handler}),)
-    )
-    credentials = grpc.ssl_server_credentials([(leaf.key_pem, leaf.chain_pem)])
-    port = server.add_secure_port("127.0.0.1:0", credentials)
-    await server.start()
-    between = replace(token, addresses=(f"127.0.0.1:{port}",))
-
-    with pytest.raises(IdentityError, match="no control plane that the join token knows"):
-        await join(between, "eu-1", KeyRequest.make("eu-1"), clock_ms, deadline_s=0)
-    trusting = replace(between, authority_der=stranger.certificate_der)
-    with pytest.raises(IdentityError, match="without a certificate"):
-        await join(trusting, "eu-1", KeyRequest.make("eu-1"), clock_ms, deadline_s=0)
-
-    await server.stop(None)
+    async with posing(stranger, enroll_node) as address:
+        between = replace(token, addresses=(address,))
+        with pytest.raises(IdentityError, match="no control plane that the join token knows"):
+            await join(between, "eu-1", KeyRequest.make("eu-1"), clock_ms, deadline_s=0)
+        trusting = replace(between, authority_der=stranger.certificate_der)
+        with pytest.raises(IdentityError, match="without a certificate"):
+            await join(trusting, "eu-1", KeyRequest.make("eu-1"), clock_ms, deadline_s=0)
     assert len(asked) == 1
 
 
+async def test_joining_is_tried_again_where_another_change_came_between() -> None:
+    """Its second answer lacks an authority: a node that kept it would know no control plane any more."""
+    authority = certificates.Authority.make(datetime.now(UTC))
+    asked: list[object] = []
+
+    async def enroll_node(request: pb.EnrollNodeRequest, context: Context) -> Answer:
+        asked.append(request)
+        if len(asked) == 1:
+            await context.abort(grpc.StatusCode.ABORTED, "somebody else changed this")
+        name = certificates.NodeName(request.node_id, 1)
+        issued = authority.node_certificate(request.certificate_request, name, datetime.now(UTC))
+        return pb.EnrollNodeResponse(certificate_chain=issued.chain_pem.decode())
+
+    async with posing(authority, enroll_node) as address:
+        token = JoinToken("secret", authority.certificate_der, (address,), "")
+        with pytest.raises(IdentityError, match="without an authority"):
+            await join(token, "eu-1", KeyRequest.make("eu-1"), clock_ms, deadline_s=5)
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("node_id", ["eu-1", CONTROL_PLANE_NAME])
 async def test_a_certificate_of_a_node_proves_no_control_plane(
-    control_plane: ControlPlane,
+    control_plane: ControlPlane, node_id: str
 ) -> None:
-    """A node that was taken over cannot pose as a control plane to the others."""
-    identity = await control_plane.joined("eu-1")
+    """A node that was taken over cannot pose as a control plane to the others, whatever it is called."""
+    identity = await control_plane.joined(node_id)
     token = await control_plane.token()
     server = grpc.aio.server()
     credentials = grpc.ssl_server_credentials([(identity.key_pem, identity.chain_pem)])

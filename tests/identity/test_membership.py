@@ -3,7 +3,8 @@
 import asyncio
 import base64
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from tollkeeper.usage.v1 import usage_service_pb2_grpc as usage_grpc
 from controlplane.pki.certificates import Authority, NodeName
 from dataplane.control.channels import ChannelCache, TlsChannels
 from dataplane.control.identity import Identity, IdentityError, IdentityFile, KeyRequest
-from dataplane.control.node_enrollment import Renewal
+from dataplane.control.node_enrollment import Renewal, join
 from dataplane.membership import Membership, membership
 from dataplane.settings import Settings, SettingsError, read_settings
 from tests.distribution.node import Node, eventually
 from tests.identity.control_planes import ControlPlane, clock_ms, node_channel, running
+from tests.rpc.admin_api import refused
 
 NODE_KEY = base64.b64encode(bytes(range(32))).decode()
 
@@ -266,14 +268,21 @@ async def test_a_certificate_is_renewed_at_half_its_life_under_open_streams(
 
 
 async def test_a_certificate_that_has_ended_opens_nothing(hasty: ControlPlane) -> None:
-    identity = await hasty.joined("eu-1")
-    await eventually(lambda: clock_ms() > identity.expires_at_ms, 5)
+    """Neither a new connection nor calls on one that was opened while it held."""
+    identity, question = await hasty.joined("eu-1"), usage_pb.ListReportersRequest()
+    async with node_channel(identity, hasty) as opened_before:
+        before = usage_grpc.UsageServiceStub(opened_before)
+        await before.ListReporters(question, timeout=5)
+        await eventually(lambda: clock_ms() > identity.expires_at_ms, 5)
+
+        refusal = await refused(before.ListReporters(question, timeout=5))
 
     async with node_channel(identity, hasty) as channel:
         stub = usage_grpc.UsageServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.ListReporters(usage_pb.ListReportersRequest(), timeout=5)
-
+            await stub.ListReporters(question, timeout=5)
+    assert refusal.code is grpc.StatusCode.UNAUTHENTICATED
+    assert refusal.message == "the certificate of eu-1 has ended"
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -291,7 +300,12 @@ async def test_a_renewal_that_fails_is_tried_again_and_told_the_louder_the_later
     """A certificate of a second, on a clock that stands; its control plane is away."""
     now_ms, lifetime_ms, request = clock_ms(), 1_000, KeyRequest.make("eu-1")
     authority = Authority.make(datetime.now(UTC))
-    issued = authority.node_certificate(request.request_der, NodeName("eu-1", 1), datetime.now(UTC))
+    issued = authority.node_certificate(
+        request.request_der,
+        NodeName("eu-1", 1),
+        datetime.now(UTC),
+        timedelta(milliseconds=lifetime_ms),
+    )
     soon = Identity(
         "eu-1",
         issued.chain_pem,
@@ -301,7 +315,11 @@ async def test_a_renewal_that_fails_is_tried_again_and_told_the_louder_the_later
         expires_at_ms=now_ms + round(lifetime_ms * (1 - age)),
     )
     renewal = Renewal(
-        TlsChannels(soon), ["127.0.0.1:1"], IdentityFile(tmp_path, None), lambda: now_ms
+        TlsChannels(soon),
+        ["127.0.0.1:1"],
+        IdentityFile(tmp_path, None),
+        lambda: now_ms,
+        lambda least, _most: least,
     )
 
     with structlog.testing.capture_logs() as logged:
@@ -312,6 +330,70 @@ async def test_a_renewal_that_fails_is_tried_again_and_told_the_louder_the_later
             await task
 
     assert set(told(logged)) == {event}
+
+
+HOUR_MS = 3_600_000
+
+
+@asynccontextmanager
+async def renewing(
+    control_plane: ControlPlane, identity: Identity, folder: Path, clock: Callable[[], int]
+) -> AsyncIterator[TlsChannels]:
+    """Renew a certificate by another clock while the block runs."""
+    channels, file = TlsChannels(identity), IdentityFile(folder, None)
+    task = asyncio.create_task(Renewal(channels, [control_plane.node_address], file, clock).run())
+    try:
+        yield channels
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_a_node_whose_clock_is_a_day_ahead_does_not_renew_without_end(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    def ahead() -> int:
+        return clock_ms() + 25 * HOUR_MS
+
+    token, request = await control_plane.token("eu-1"), KeyRequest.make("eu-1")
+    identity = await join(token, "eu-1", request, ahead)
+    async with renewing(control_plane, identity, tmp_path, ahead) as channels:
+        await eventually(lambda: channels.generation > 0)
+
+        with pytest.raises(AssertionError, match="did not happen"):
+            await eventually(lambda: channels.generation > 1, 0.3)
+
+
+async def test_a_node_whose_clock_is_behind_renews_before_its_certificate_ends(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    """By its clock the certificate ends in 44 hours; it does in 24."""
+    behind_ms = 20 * HOUR_MS
+    token, request = await control_plane.token("eu-1"), KeyRequest.make("eu-1")
+    identity = await join(token, "eu-1", request, lambda: clock_ms() - behind_ms)
+
+    def later() -> int:
+        return clock_ms() - behind_ms + 15 * HOUR_MS
+
+    async with renewing(control_plane, identity, tmp_path, later) as channels:
+        await eventually(lambda: channels.generation > 0)
+
+
+async def test_a_node_key_that_is_set_later_encrypts_what_was_kept_in_clear(
+    control_plane: ControlPlane, node_dir: Path
+) -> None:
+    token = await control_plane.token_text("eu-1")
+    async with membership(settings_of(node_dir, control_plane, join_token=token), clock_ms):
+        pass
+    assert b"PRIVATE KEY" in (node_dir / "identity").read_bytes()
+
+    for _ in range(2):
+        settings = settings_of(node_dir, control_plane, node_key=NODE_KEY)
+        async with membership(settings, clock_ms) as member:
+            await follows(member, control_plane)
+
+        assert b"PRIVATE KEY" not in (node_dir / "identity").read_bytes()
 
 
 def told(logged: Iterable[Mapping[str, Any]]) -> list[str]:

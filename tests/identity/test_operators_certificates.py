@@ -18,7 +18,8 @@ from cryptography.x509.oid import NameOID
 from tollkeeper.admin.v1 import node_service_pb2 as node_pb
 
 from controlplane.pki import server_tls
-from controlplane.pki.server_tls import ServerTls, TlsFilesError, material_in_files
+from controlplane.pki.certificates import SERVER_LIFETIME, Authority
+from controlplane.pki.server_tls import OwnMaterial, ServerTls, TlsFilesError, material_in_files
 from controlplane.server import StartError
 from controlplane.settings import TlsMode
 from dataplane.membership import Membership, membership
@@ -194,7 +195,7 @@ async def test_files_that_were_replaced_are_used_without_a_restart(
     data_dir: Path, tmp_path: Path, pki: Pki, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nodes of the former root are refused then, those of the new one let in."""
-    monkeypatch.setattr("controlplane.ports.FILES_INTERVAL_S", 0.05)
+    monkeypatch.setattr("controlplane.ports.INTERVAL_S", 0.05)
     other = Pki.make(tmp_path / "other")
     certificate, key = other.sign("node", "eu-1")
     files = server_files(pki)
@@ -232,4 +233,25 @@ async def test_a_replacement_that_cannot_be_used_leaves_what_there_was(pki: Pki)
         tls.replace(material_in_files(*files.values()))
 
     assert tls._mutual is before
-    assert server_tls.FILES_INTERVAL_S == 60.0
+    assert server_tls.INTERVAL_S == 60.0
+
+
+def test_an_own_certificate_is_renewed_at_half_its_life_by_the_clock_and_when_that_was_set_back() -> (
+    None
+):
+    """A host that was suspended for weeks, or that began with a clock of another year."""
+    now = datetime.now(UTC)
+    own = OwnMaterial(Authority.make(now - timedelta(days=400)), ("127.0.0.1",))
+    first = own.at(now)
+
+    assert own.at(now + SERVER_LIFETIME * 0.49) is first
+    second = own.at(now + SERVER_LIFETIME * 0.51)
+    third = own.at(now - timedelta(days=300))
+
+    ends = [
+        x509.load_pem_x509_certificates(each.chain_pem)[0].not_valid_after_utc
+        for each in (first, second, third)
+    ]
+    assert ends[1] - ends[0] >= SERVER_LIFETIME * 0.5
+    assert ends[2] < now
+    assert len({each.key_pem for each in (first, second, third)}) == 3

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tollkeeper.admin.v1 import node_service_pb2 as node_pb
+from tollkeeper.admin.v1 import node_service_pb2_grpc as node_grpc
+from typer.testing import CliRunner
 
+from controlplane.cli.app import app
+from dataplane.control.channels import secure_channel
+from dataplane.control.identity import CONTROL_PLANE_NAME
 from tests.distribution.process import START_DEADLINE_S, environment_of, program
 
 COMMAND_DEADLINE_S = 30.0
@@ -59,14 +65,23 @@ class Administrator:
         assert process.returncode == 0, errors.decode()
         return json.loads(out)
 
-    async def until_connected(self, node_ids: list[str]) -> list[Any]:
-        async with asyncio.timeout(COMMAND_DEADLINE_S):
+    async def until_connected(self, node_ids: list[str]) -> None:
+        """Wait for these nodes and no others to be in step. Asked without the program, whose start takes a second."""
+        authority = Path(self._environment["TOLLKEEPER_CA"]).read_bytes()
+        address = self._environment["TOLLKEEPER_ADMIN_ADDRESS"]
+        bearer = (("authorization", f"Bearer {self._environment['TOLLKEEPER_ADMIN_TOKEN']}"),)
+        async with (
+            asyncio.timeout(COMMAND_DEADLINE_S),
+            secure_channel(address, authority, CONTROL_PLANE_NAME) as channel,
+        ):
+            nodes = node_grpc.NodeServiceStub(channel)
             while True:
-                found = await self("list")
-                if [each["node_id"] for each in found] == node_ids and all(
-                    each["in_step"] for each in found
+                found = await nodes.ListNodes(node_pb.ListNodesRequest(), metadata=bearer)
+                if [each.node_id for each in found.nodes] == node_ids and all(
+                    each.applied == found.current for each in found.nodes
                 ):
-                    return list(found)
+                    return
+                await asyncio.sleep(0.02)
 
 
 async def test_a_data_plane_joins_over_tls_restarts_without_its_token_and_is_banned(
@@ -98,6 +113,8 @@ async def test_a_data_plane_joins_over_tls_restarts_without_its_token_and_is_ban
 
         async with data_plane({**node, "TOLLKEEPER_JOIN_TOKEN": token}, log):
             await administer.until_connected(["eu-1"])
+            [listed] = await administer("list")
+            assert (listed["node_id"], listed["in_step"]) == ("eu-1", True)
         async with data_plane(node, log):
             await administer.until_connected(["eu-1"])
             assert await administer("list-tokens") == []
@@ -129,3 +146,12 @@ async def test_a_control_plane_that_could_not_be_trusted_does_not_start(
     with pytest.raises(AssertionError, match=says):
         async with program({**environment_of(tmp_path), **changed}):
             pass
+
+
+@pytest.mark.parametrize("words", [("--org", ""), ("--org", ","), ("--node", "")])
+def test_a_variable_that_is_empty_makes_no_token_for_everything(words: tuple[str, str]) -> None:
+    """As in `--org "$ORGANIZATION"`: no organization would mean all of them."""
+    result = CliRunner().invoke(app, ["node", "create-token", *words])
+
+    assert result.exit_code == 2
+    assert "or are left out" in result.output

@@ -1,9 +1,12 @@
 """Which plan a call gets: compiled once, never an old one, and never another call's."""
 
+from dataclasses import replace
+
 import pytest
 from msgspec.structs import replace as changed
 
 from dataplane.domain.limiting import LayerPlan
+from dataplane.domain.plan_cache import PlanCache
 from dataplane.domain.principals import LimitEntry, Principal, SubjectLimits, TemporaryEntry, Tier
 from dataplane.domain.snapshot import Snapshot
 from tests.unit.dataplane import configuration
@@ -101,9 +104,8 @@ def test_a_plan_is_computed_anew_when_a_temporary_limit_in_it_ends(subject: str)
     assert (before.valid_until_ms, after.valid_until_ms) == (1_000, None)
 
 
-def test_what_callers_choose_never_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataplane.domain.snapshot._MAX_CALL_PLANS", 3)
-    limited = snapshot(address=DAILY, gpt=DAILY)
+def test_what_callers_choose_never_fills_the_memory() -> None:
+    limited = replace(snapshot(address=DAILY, gpt=DAILY), _call_plans=PlanCache(3))
 
     for number in range(20):
         plan(limited, f"203.0.113.{number}", f"endpoint{number}", f"model{number}")
