@@ -11,6 +11,7 @@ A request sees one snapshot from its first byte to its bill. It ends exactly onc
 | this process died                            | at the next start, in full       | abandoned |
 """
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -82,6 +83,8 @@ class Pipeline:
     clock_ms: Callable[[], int]
     is_draining: bool = False
     _open: dict[str, tuple[Bill, UpstreamAnswer]] = field(default_factory=dict)
+    # Those that no provider has answered yet, and what ends their waiting.
+    _calling: dict[str, tuple[Bill, asyncio.Timeout]] = field(default_factory=dict)
 
     def new_request_id(self) -> str:
         """Return the id of a request that was just read."""
@@ -144,7 +147,17 @@ class Pipeline:
         it = bill.admission
         bill.open()
         try:
-            return await self.upstreams.send(it.attempt, it.call, it.output_cap_tokens)
+            async with asyncio.timeout(None) as until_revoked:
+                self._calling[it.call.request_id] = bill, until_revoked
+                try:
+                    return await self.upstreams.send(it.attempt, it.call, it.output_cap_tokens)
+                finally:
+                    del self._calling[it.call.request_id]
+        except TimeoutError:
+            # The provider may have read it, and be at work.
+            refusal = unknown_key()
+            bill.fail(_read_by_provider(it.call), refusal.reason)
+            raise refusal from None
         except NotSentError as error:
             bill.release(error.refusal.reason)
             raise error.refusal from error
@@ -238,7 +251,14 @@ class Pipeline:
         return unknown_key() if bill.is_revoked else refusal
 
     async def terminate(self, revoked: frozenset[tuple[str, str]]) -> int:
-        """End the answers in flight of revoked subjects; return how many that were."""
+        """End the answers in flight of revoked subjects, also those that have not begun; return how many."""
+        calling = [
+            until_revoked
+            for bill, until_revoked in self._calling.values()
+            if is_revoked(revoked, bill.admission.principal) and not until_revoked.expired()
+        ]
+        for until_revoked in calling:
+            until_revoked.reschedule(0)
         ended = [
             (bill, upstream)
             for bill, upstream in self._open.values()
@@ -247,7 +267,7 @@ class Pipeline:
         for bill, upstream in ended:
             bill.is_revoked = True
             await upstream.hang_up()
-        return len(ended)
+        return len(calling) + len(ended)
 
 
 def _read_by_provider(call: Call) -> Usage:

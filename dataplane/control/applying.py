@@ -1,5 +1,6 @@
 """Puts complete transfers in force, one at a time: aside first, then at once, then on the disk."""
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from dataplane.control.holdings import Change, Holdings, replaced_by
 from dataplane.control.kept import Kept
 from dataplane.control.refused import RefusedTransferError
 from dataplane.control.revoking import RevocationKeeper
-from dataplane.control.slices import let_go
+from dataplane.control.slices import Remains, let_go
 from dataplane.control.transfers import IncomingTransfer
 from dataplane.domain.snapshot import Position
 
+# So many resources are most of a configuration in which it is worth while.
+_MANY: Final = 10_000
 FAULT: Final = "a fault of the node, which is in its log, ended its compilation"
 
 _log: Final = structlog.get_logger(__name__)
@@ -91,26 +94,30 @@ class Applier:
         self._changes = changes
         self._figures = figures
         # Replaced, or refused: hundreds of thousands of objects that nobody needs.
-        self._remains: list[object] = []
+        self._remains: list[Remains] = []
+        self._came_many = False
 
     async def restore(self, kept: Kept) -> bool:
         """Serve what an earlier process left; return whether it can be served.
 
-        What was revoked is in force before anything is served.
+        What was revoked is in force before anything is served, and stays so where nothing can be.
         """
-        try:
-            compiled = await self._compiled(kept.change)
-        except RefusedTransferError as refused:
-            _log.error("kept_configuration_unusable", problems=list(refused.problems))
-            return False
-        for each in kept.revocations or ():
+        for each in kept.revocations:
             self._current.revoke(
                 (each.kind, each.subject_id), each.config_epoch, each.revision, terminates=False
             )
-        self._current.must_hear_control_plane = kept.revocations is None
-        if kept.revocations is None:
+        change = kept.change
+        if change is None:
+            return False
+        try:
+            compiled = await self._compiled(change)
+        except RefusedTransferError as refused:
+            _log.error("kept_configuration_unusable", problems=list(refused.problems))
+            return False
+        self._current.must_hear_control_plane = not kept.is_complete
+        if not kept.is_complete:
             _log.error("revocations_unreadable", effect="nothing is served without a control plane")
-        self._put_in_force(kept.change, compiled)
+        self._put_in_force(change, compiled)
         return True
 
     async def apply(self, transfer: IncomingTransfer, arrived_at: float) -> Applied:
@@ -125,10 +132,16 @@ class Applier:
             change = await change_of(transfer, self.holdings)
             compiled = await self._compiled(change)
         finally:
-            self._remains += await transfer.remains()
-        self._remains += await replaced_by(change, self.holdings)
+            self._remains += transfer.remains()
+        replaced = await replaced_by(change, self.holdings)
         await self.holdings.prepare(change)
+        former: tuple[Remains, ...] = (self.holdings.resources, self.holdings.hashes)
         self._put_in_force(change, compiled)
+        # Not before: whoever is cancelled goes on with what was held.
+        self._remains += replaced
+        if self.holdings.resources is not former[0]:
+            self._remains += former
+        self._came_many |= len(change.put) >= _MANY
         # The control plane was heard, and what it says contains what was revoked.
         self._current.must_hear_control_plane = False
         self._figures.applied_at_ms = self._clock_ms()
@@ -139,6 +152,11 @@ class Applier:
     async def tidy(self) -> None:
         """Let go of what the last transfers left, in slices."""
         await let_go(self._remains)
+        if self._came_many:
+            self._came_many = False
+            # What came is here to stay: looking through all of it for garbage would stop every request for half a
+            # second. Cycles that are garbage in this moment are never collected; they are those of a few requests.
+            gc.freeze()
 
     async def _compiled(self, change: Change) -> Compiled:
         try:

@@ -54,8 +54,9 @@ class ChangeJournals:
         """Fold the changes since a generation was written, as many as are as they were written.
 
         A last one that did not reach the disk whole does not count. What follows a change that is
-        not what was written does not count either, and the journal is set aside if asked: the state
-        before that change is whole, and newer than the older generation.
+        not what was written does not count either, and the journal is set aside if asked, where it also
+        stays until another generation is there: the state before that change is whole, and newer than
+        what would be left without it.
         """
         path, records = self._path(generation_id), 0
         place: Place | None = None
@@ -77,7 +78,7 @@ class ChangeJournals:
         except CorruptFileError as error:
             _log.error("kept_journal_corrupt", file=path.name, error=str(error), changes=records)
             if sets_aside:
-                set_aside(path, "journal", str(error))
+                set_aside(path, "journal", str(error), stays=True)
         except OSError as error:
             _log.error("kept_journal_unreadable", file=path.name, error=error.strerror)
         else:

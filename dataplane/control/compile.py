@@ -30,7 +30,8 @@ from dataplane.control.slices import Slices
 from dataplane.domain.entitlements import Entitlements
 from dataplane.domain.layer_bounds import LayerBounds
 from dataplane.domain.limiting import SubjectKind
-from dataplane.domain.principals import Service, Tier
+from dataplane.domain.plan_cache import MOST_PLANS, PlanCache
+from dataplane.domain.principals import Principal, Service, Tier
 from dataplane.domain.sharded_map import ShardedMap
 from dataplane.domain.snapshot import Position, Snapshot
 
@@ -127,6 +128,7 @@ class _Assembly:
             otherwise_limited, is_anybody_otherwise=is_anybody_otherwise
         )
         aside = draft.aside.done()
+        plans, call_plans = self._plans_for(len(keys.by_sha256) + len(devices.by_sha256))
         state = State(
             services=structure.services,
             organizations=structure.organizations,
@@ -147,6 +149,8 @@ class _Assembly:
             },
             shared=shared,
             fail_open=structure.fail_open,
+            plans=plans,
+            call_plans=call_plans,
         )
         return Compiled(self._snapshot(state), state.quarantined, state, origin)
 
@@ -168,7 +172,24 @@ class _Assembly:
             devices_by_sha256=state.devices.by_sha256,
             tiers=state.tiers,
             applied_at_ms=self.applied_at_ms,
+            _plans=state.plans,
+            _call_plans=state.call_plans,
         )
+
+    def _plans_for(
+        self, callers: int
+    ) -> tuple[PlanCache[Principal], PlanCache[tuple[Principal, str, str, str]]]:
+        """Return those of before where nothing that plans follow from has changed, else empty ones."""
+        origin = self.draft.origin
+        if (
+            origin.services.get("service", Service()) == self._service()
+            and origin.limits.by_subject is self.limits.by_subject
+            and origin.tiers is self.tiers
+            and callers <= origin.plans.most
+        ):
+            return origin.plans, origin.call_plans
+        # Room for those who will be there, and who were: a caller that changes is another one.
+        return PlanCache(2 * callers + MOST_PLANS), PlanCache()
 
     async def _quarantined(
         self, aside: ShardedMap[tuple[int, str], Quarantined]

@@ -103,16 +103,21 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def set_aside(path: Path, stem: str, why: str) -> None:
+def set_aside(path: Path, stem: str, why: str, *, stays: bool = False) -> None:
     """Rename a file that cannot be used to `<stem>.corrupt-<n>`, for a person to look at; say so.
 
-    At most 10 stay of one stem: the newest takes the place of the one before it.
+    At most 10 stay of one stem: the newest takes the place of the one before it. One whose beginning can
+    be used `stays` under its own name too, so that whoever starts next finds what this process found.
     """
     _log.error("kept_file_unusable", file=path.name, error=why)
     names = [path.with_name(f"{stem}.corrupt-{n}") for n in range(1, _MAX_SET_ASIDE + 1)]
     target = next((name for name in names if not name.exists()), names[-1])
     try:
-        path.rename(target)
+        if not stays:
+            path.rename(target)
+        elif not any(name.exists() and name.samefile(path) for name in names):
+            target.unlink(missing_ok=True)
+            target.hardlink_to(path)
     except OSError as error:
         _log.error("kept_file_not_set_aside", file=path.name, error=error_code(error))
 

@@ -7,7 +7,7 @@ from operator import itemgetter
 from typing import Final
 
 from dataplane.control.raw_resources import RawResource, RawSecret
-from dataplane.control.slices import Slices
+from dataplane.control.slices import Remains, Slices
 from dataplane.domain.digest import sum_of_digest
 from dataplane.domain.snapshot import Position
 
@@ -15,6 +15,7 @@ from dataplane.domain.snapshot import Position
 Key = tuple[int, str]
 # So many entries are taken over in less than a slice; more are prepared aside.
 _LARGE: Final = 2_000
+_A_PART: Final = 500
 NOWHERE: Final = Position("", 0, bytes(32))
 
 
@@ -75,8 +76,19 @@ class Holdings:
         return not self.position.config_epoch
 
     async def prepare(self, change: Change) -> None:
-        """Do aside, in slices, what takes long of committing `change`; nothing changes yet."""
+        """Do aside, in slices, what takes long of committing `change`; nothing changes yet.
+
+        What a change of everything holds belongs to the holdings once it is committed: nobody else may use it then.
+        """
         if not change.is_everything and len(change.put) < _LARGE and len(change.removed) < _LARGE:
+            return
+        if (
+            change.is_everything
+            and isinstance(change.put, dict)
+            and isinstance(change.hashes, dict)
+        ):
+            # Handed over: a copy of a large one is felt, and once more when the garbage collector sees it.
+            self._prepared = change, change.put, change.hashes
             return
         slices = Slices()
         resources = dict(change.put) if change.is_everything else self.resources.copy()
@@ -124,17 +136,26 @@ class Holdings:
         )
 
 
-async def replaced_by(change: Change, held: Holdings) -> list[object]:
-    """Return what nobody needs once `held` has taken `change` over, to be let go of in slices."""
+async def replaced_by(change: Change, held: Holdings) -> list[Remains]:
+    """Return what nobody needs once `held` has taken `change` over, to be let go of in slices.
+
+    Of a change of everything that is what was held, which has an end when it is replaced: nothing here.
+    """
     if change.is_everything:
-        return [*held.resources, *held.resources.values(), *held.hashes.values()]
+        return []
     slices = Slices()
     # The keys that came along: what is held keeps those that it has.
-    replaced: list[object] = [*change.put]
+    remains: list[Remains] = []
+    part: list[object] = []
     for keys in (change.put, change.removed):
         for key in keys:
+            part.append(key)
             if (old := held.resources.get(key)) is not None:
-                replaced += (old, held.hashes[key])
+                part += (old, held.hashes[key])
+            # Many small ones: the garbage collector looks through each new list in one go.
+            if len(part) >= _A_PART:
+                remains.append(part)
+                part = []
             if slices.is_over:
                 await slices.breathe()
-    return replaced
+    return [*remains, part]

@@ -31,10 +31,13 @@ class Kept:
     """What an earlier process left.
 
     Attributes:
-        change: The whole configuration (`is_everything`), its digest verified.
-        revocations: What is refused on top of it; None: nobody can say, so that serving it might let
+        change: The whole configuration (`is_everything`), its digest verified; None: there is none that
+            can be read.
+        revocations: What is known to be refused, whatever the next configuration says.
+        is_complete: Nothing else was refused, as far as this node heard; else serving `change` might let
             somebody in who was shut out.
     """
 
-    change: Change
-    revocations: tuple[KeptRevocation, ...] | None
+    change: Change | None
+    revocations: tuple[KeptRevocation, ...]
+    is_complete: bool = True

@@ -83,19 +83,22 @@ class LastKnownGood:
         """Offer what an earlier process kept, newest first, until `takes` is true of it.
 
         What is not as it was written is set aside and the older generation used. What is intact but
-        not taken stays: another version of this program may be able to serve it.
+        not taken stays: another version of this program may be able to serve it. Where no
+        configuration can be read, `takes` is told of the revocations alone.
 
         Returns:
             What was taken; None when there was nothing, or nothing was taken.
         """
         is_expected = await asyncio.to_thread(self._files.exists)
         await self._revocations.load(is_expected=is_expected)
+        revoked, is_complete = self._revocations.entries, self._revocations.is_complete
+        was_told = False
         for name in (CURRENT, PREVIOUS):
             read = await asyncio.to_thread(self._read, name)
             if read is None:
                 continue
             generation, end, change = read
-            kept = Kept(change, self._revocations.entries)
+            kept, was_told = Kept(change, revoked, is_complete), True
             if await takes(kept):
                 if name == CURRENT:
                     self._keeper.go_on_from(generation, end, change.position)
@@ -103,6 +106,9 @@ class LastKnownGood:
         if not await asyncio.to_thread(self._files.exists):
             # Nothing older than what the control plane will say can be served any more.
             self._revocations.is_complete = True
+        if revoked and not was_told:
+            # A database that is restored from a backup may know keys again that were revoked.
+            await takes(Kept(None, revoked, is_complete))
         return None
 
     def keep(self, holdings: Holdings, change: Change) -> None:

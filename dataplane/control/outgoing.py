@@ -41,6 +41,13 @@ class Outgoing:
         await self._queue.put(None)
         await self._queue.join()
 
+    def end(self) -> None:
+        """Let go of whoever takes the messages: nobody listens any more, and what waits is dropped."""
+        while not self._queue.empty():
+            self._queue.get_nowait()
+            self._queue.task_done()
+        self._queue.put_nowait(None)
+
     async def messages(self) -> AsyncIterator[pb.StreamConfigRequest]:
         """Yield what is said, until `finish`."""
         while (message := await self._queue.get()) is not None:

@@ -12,6 +12,7 @@ from dataplane.control.figures import StreamFigures
 from dataplane.control.holdings import Holdings
 from dataplane.control.refused import RefusedTransferError
 from dataplane.control.sealing import SealingKey
+from dataplane.control.slices import rest
 from dataplane.control.transfers import MALFORMED, MAX_BYTES, IncomingTransfer
 
 # As much as the largest transfer: a revocation that comes behind its chunks must not wait for them to
@@ -71,6 +72,8 @@ class Receiving:
         while self._waiting_bytes > _MAX_WAITING_BYTES:
             self._has_room.clear()
             await self._has_room.wait()
+        # To read a chunk takes as long as a slice; what has arrived already is not read in one go.
+        await rest()
 
     async def run(self) -> None:
         """Work through what was taken, until cancelled."""

@@ -53,9 +53,9 @@ class RevocationJournal:
         self.bytes_written = 0
 
     @property
-    def entries(self) -> tuple[KeptRevocation, ...] | None:
-        """Return what is refused; None: what was kept is lost, so that nobody can say."""
-        return tuple(self._entries.values()) if self.is_complete else None
+    def entries(self) -> tuple[KeptRevocation, ...]:
+        """Return what is known to be refused; it is all there was only if `is_complete`."""
+        return tuple(self._entries.values())
 
     @property
     def count(self) -> int:
@@ -180,10 +180,15 @@ class RevocationJournal:
         return True
 
     async def _rewrite(self) -> None:
-        self._is_stale = True
         entries: Iterable[KeptRevocation] = tuple(self._entries.values())
-        self.bytes_written += await self._disk.run(self._rewritten, entries)
+        # From here on: what is remembered while these are written must be written after them.
         self._is_stale = False
+        try:
+            self.bytes_written += await self._disk.run(self._rewritten, entries)
+        except BaseException:
+            # Also when cancelled: what is on the disk then is not known.
+            self._is_stale = True
+            raise
         self.outage.over()
 
     def _rewritten(self, entries: Iterable[KeptRevocation]) -> int:

@@ -1,7 +1,7 @@
 """Revocations of one stream: in force at once, then on the disk, then answered."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 import structlog
@@ -97,7 +97,7 @@ class Revoking:
             terminates=revocation.terminates,
         )
         self._figures.revocations_total += 1
-        self._tell(revocation)
+        _tell(revocation, self._on_revocation)
         self._waiting.put_nowait((message.revocation_id, self._to_keep(revocation)))
         if self._current.pending_count > _MAX_PENDING:
             raise TooManyRevocationsError
@@ -136,15 +136,6 @@ class Revoking:
             _log.error("revocations_not_kept", count=unkept)
         return kept
 
-    def _tell(self, revocation: Revocation) -> None:
-        if self._on_revocation is None:
-            return
-        try:
-            self._on_revocation(revocation)
-        except Exception:
-            # The boundary to a second path: the first, this stream, must go on.
-            _log.exception("revocation_not_passed_on")
-
     def _to_keep(self, revocation: Revocation) -> KeptRevocation:
         return KeptRevocation(
             revocation.kind,
@@ -154,6 +145,30 @@ class Revoking:
             revocation.revision,
             self._clock_ms(),
         )
+
+
+def tell_again(revocations: Iterable[KeptRevocation], on_revocation: OnRevocation | None) -> None:
+    """Pass on what was kept, the oldest first; no streams in flight end because of it."""
+    for each in revocations:
+        revocation = Revocation(
+            kind=each.kind,
+            subject_id=each.subject_id,
+            organization_id=each.organization_id,
+            config_epoch=each.config_epoch,
+            revision=each.revision,
+            terminates=False,
+        )
+        _tell(revocation, on_revocation)
+
+
+def _tell(revocation: Revocation, on_revocation: OnRevocation | None) -> None:
+    if on_revocation is None:
+        return
+    try:
+        on_revocation(revocation)
+    except Exception:
+        # The boundary to a second path: the first, this stream, must go on.
+        _log.exception("revocation_not_passed_on")
 
 
 def _from_proto(message: pb.Revocation) -> Revocation | None:

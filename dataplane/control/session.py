@@ -141,6 +141,8 @@ class Session:
                 task.cancel()
             stream.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            # A stream that was lost, not cancelled, would go on waiting for something to say.
+            self._outgoing.end()
 
     async def _listen(self, stream: AsyncIterable[pb.StreamConfigResponse | None]) -> None:
         async for message in stream:

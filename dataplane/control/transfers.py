@@ -17,7 +17,7 @@ from dataplane.control.holdings import Holdings, Key
 from dataplane.control.raw_resources import RawResource, RawSecret
 from dataplane.control.refused import RefusedTransferError
 from dataplane.control.sealing import SealingKey, UnsealableError
-from dataplane.control.slices import Slices
+from dataplane.control.slices import Remains, Slices
 from dataplane.domain.digest import DIGEST_BYTES, resource_hash
 from dataplane.domain.secret import Secret
 from dataplane.domain.snapshot import Position
@@ -102,16 +102,10 @@ class IncomingTransfer:
             await slices.breathe()
         self._check_size()
 
-    async def remains(self) -> list[object]:
+    def remains(self) -> list[Remains]:
         """Return what it still holds, to be let go of in slices; it holds nothing after."""
-        slices = Slices()
-        remains: list[object] = [*self.put]
-        await slices.breathe()
-        remains += self.put.values()
-        self.put = {}
-        await slices.breathe()
-        remains += self.hashes.values()
-        self.hashes = {}
+        remains: list[Remains] = [self.put, self.hashes]
+        self.put, self.hashes = {}, {}
         return remains
 
     def check_complete(self, end: pb.TransferEnd) -> None:

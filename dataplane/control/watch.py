@@ -19,8 +19,9 @@ from dataplane.control.heartbeats import Condition
 from dataplane.control.hello import Node
 from dataplane.control.holdings import Holdings
 from dataplane.control.kept import Kept
+from dataplane.control.overheard import Overheard
 from dataplane.control.reconnects import Ending, Reconnects
-from dataplane.control.revoking import OnRevocation, TooManyRevocationsError
+from dataplane.control.revoking import OnRevocation, TooManyRevocationsError, tell_again
 from dataplane.control.session import Parts, Session, UnreadableMessageError
 
 __all__ = ["Condition", "Node", "Watch"]
@@ -57,6 +58,7 @@ class Watch:
 
     Attributes:
         figures: What can be counted of the stream.
+        overheard: Takes revocations that came by another way than the stream.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Watch:
     ) -> None:
         """Prepare; nothing is opened before `run`."""
         self.figures: Final = StreamFigures()
+        self.overheard: Final = Overheard(current, keeper, clock_ms)
         self._connect = connect
         self._reconnects = Reconnects(addresses)
         changes = changes or Changes()
@@ -101,7 +104,11 @@ class Watch:
         return self._applier.holdings
 
     async def restore(self, kept: Kept) -> bool:
-        """Serve what an earlier process left, before `run`; return whether it can be served."""
+        """Serve what an earlier process left, before `run`; return whether it can be served.
+
+        What was revoked then is passed on as if it were heard now: Redis may have lost it meanwhile.
+        """
+        tell_again(kept.revocations, self._parts.on_revocation)
         return await self._applier.restore(kept)
 
     async def run(self) -> None:

@@ -7,7 +7,10 @@ in between, perhaps from a copy that is older than the revocation. The same rule
 admits (`dataplane/limits/scripts/admit.lua`).
 """
 
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 KEY: Final = "key"
@@ -17,6 +20,10 @@ ORGANIZATION: Final = "organization"
 
 # A credential that was revoked never comes back, even from a restored backup: it may be known to somebody.
 _FOR_GOOD: Final = frozenset({KEY, DEVICE})
+# To add one to a hundred thousand costs what it costs to copy so many.
+_MOST_NEWEST: Final = 256
+
+Subject = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +48,39 @@ class Revocation:
     terminates: bool
 
     @property
-    def subject(self) -> tuple[str, str]:
+    def subject(self) -> Subject:
         """Return (kind, id)."""
         return self.kind, self.subject_id
+
+
+class RevokedSubjects(AbstractSet[Subject]):
+    """An immutable set of (kind, id), of which one with another subject is made without copying it all."""
+
+    __slots__ = ("_most", "_newest")
+
+    def __init__(self, subjects: Iterable[Subject] = ()) -> None:
+        """Hold `subjects`."""
+        self._most = frozenset(subjects)
+        self._newest: frozenset[Subject] = frozenset()
+
+    def __contains__(self, subject: object) -> bool:
+        return subject in self._newest or subject in self._most
+
+    def __iter__(self) -> Iterator[Subject]:
+        return chain(self._most, self._newest)
+
+    def __len__(self) -> int:
+        return len(self._most) + len(self._newest)
+
+    def and_also(self, subject: Subject) -> "RevokedSubjects":
+        """Return these and `subject`."""
+        if subject in self:
+            return self
+        if len(self._newest) >= _MOST_NEWEST:
+            return RevokedSubjects((*self, subject))
+        more = RevokedSubjects()
+        more._most, more._newest = self._most, self._newest | {subject}
+        return more
 
 
 def is_for_good(kind: str) -> bool:

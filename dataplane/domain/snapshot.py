@@ -5,18 +5,16 @@ the one that it began with.
 """
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Final
 
 from dataplane.domain.client_addresses import address_prefix
 from dataplane.domain.entitlements import Circumstances, Entitlements, counts_addresses
 from dataplane.domain.limiting import LayerPlan
+from dataplane.domain.plan_cache import PlanCache
 from dataplane.domain.prices import PriceBook
 from dataplane.domain.principals import ApiKey, Device, Principal, Service, SubjectLimits, Tier
 from dataplane.domain.providers import Router
-
-# Plans of callers in circumstances: about 4 KB each with what the limiter keeps of them.
-_MAX_CALL_PLANS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +51,11 @@ class Snapshot:
     has_fail_open: bool = False
     devices_by_sha256: Mapping[bytes, Device] = field(default_factory=dict)
     tiers: Mapping[str, Tier] = field(default_factory=dict)
-    revoked: frozenset[tuple[str, str]] = frozenset()
+    revoked: AbstractSet[tuple[str, str]] = frozenset()
     applied_at_ms: int = 0
-    _plans: dict[Principal, LayerPlan] = field(default_factory=dict, compare=False, repr=False)
-    _call_plans: dict[tuple[Principal, str, str, str], LayerPlan] = field(
-        default_factory=dict, compare=False, repr=False
+    _plans: PlanCache[Principal] = field(default_factory=PlanCache, compare=False, repr=False)
+    _call_plans: PlanCache[tuple[Principal, str, str, str]] = field(
+        default_factory=PlanCache, compare=False, repr=False
     )
 
     def plan_for(
@@ -67,8 +65,8 @@ class Snapshot:
 
         They are compiled on the first call and kept until a temporary limit among them expires: for
         callers whose address, endpoint and model do not matter one plan each, for the others one in
-        each of these circumstances. The caches live and die with the snapshot, so a changed limit can
-        never be missed.
+        each of these circumstances. Only snapshots with the same service, limits and tiers share their
+        caches, and a caller that changes is another one, so a changed limit can never be missed.
 
         Args:
             principal: Who calls.
@@ -100,9 +98,6 @@ class Snapshot:
         known = self._call_plans.get(key)
         if known is not None and (known.valid_until_ms is None or now_ms < known.valid_until_ms):
             return known
-        if len(self._call_plans) >= _MAX_CALL_PLANS:
-            # Whoever still calls is back with the next request; a caller picks no victim here.
-            self._call_plans.clear()
         plan = self._plan(principal, Circumstances(prefix, endpoint, model), now_ms)
         self._call_plans[key] = plan
         return plan

@@ -1,21 +1,23 @@
 """Budgets that came to 80 or 100 percent, as they are told to the control plane."""
 
-import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final  # Any: what an answer of the script holds
 
+from dataplane.control.compiling.releasing import Releasing
+from dataplane.control.slices import Slices
 from dataplane.domain.counters import BudgetEvent, CounterName, Reading
 from dataplane.domain.entitlements import address_digest
 from dataplane.domain.limiting import Layer, SubjectKind, Unit
 from dataplane.domain.principals import Principal, SubjectLimits
+from dataplane.domain.sharded_map import MapEdition, ShardedMap
 from dataplane.domain.snapshot import Snapshot
 from dataplane.limits.counters import Keyspace
 from dataplane.maintenance.ports import Reporter
 
 _PERCENTAGES: Final = (80, 100)
 _ADDRESS: Final = f"{SubjectKind.IP}:"
-# So many credentials are looked through before other work gets its turn.
-_CREDENTIALS_A_TURN: Final = 2_000
+# Whose calls are counted, and those that make such calls, as far as their layers differ.
+_Callers = Mapping[tuple[SubjectKind, str], tuple[Principal, ...]]
 
 
 class BudgetNews:
@@ -53,9 +55,7 @@ class Capacities:
     who calls from there: its budgets have no known capacity.
     """
 
-    def __init__(
-        self, snapshot: Snapshot, callers: dict[tuple[SubjectKind, str], list[Principal]]
-    ) -> None:
+    def __init__(self, snapshot: Snapshot, callers: _Callers) -> None:
         """Keep what `of` found."""
         self.snapshot = snapshot
         self._callers = callers
@@ -66,21 +66,31 @@ class Capacities:
         }
 
     @classmethod
-    async def of(cls, snapshot: Snapshot) -> "Capacities":
-        """Return those of a snapshot; it is looked through in slices of a few milliseconds."""
-        callers: dict[tuple[SubjectKind, str], list[Principal]] = {}
-        for number, principal in enumerate(principals_of(snapshot)):
+    async def of(cls, snapshot: Snapshot, releasing: Releasing | None = None) -> "Capacities":
+        """Return those of a snapshot; it is looked through in slices of a few milliseconds.
+
+        With `releasing` it is also let go of in such slices, when nobody has it any more.
+        """
+        slices = Slices()
+        # A credential and its user.
+        expected = 2 * (len(snapshot.keys_by_sha256) + len(snapshot.devices_by_sha256))
+        callers: MapEdition[tuple[SubjectKind, str], tuple[Principal, ...]]
+        callers = MapEdition(ShardedMap(), expected)
+        for principal in principals_of(snapshot):
             user = principal.user
-            callers[principal.kind, principal.principal_id] = [principal]
-            callers[SubjectKind.ORGANIZATION, user.organization.organization_id] = [principal]
-            callers[SubjectKind.GLOBAL, ""] = [principal]
+            alone = (principal,)
+            callers.put((principal.kind, principal.principal_id), alone)
+            callers.put((SubjectKind.ORGANIZATION, user.organization.organization_id), alone)
+            callers.put((SubjectKind.GLOBAL, ""), alone)
             # A user's layers depend on the tier of the credential that calls.
-            of_user = callers.setdefault((SubjectKind.USER, user.user_id), [])
+            of_user = callers.get((SubjectKind.USER, user.user_id)) or ()
             if all(each.tier != principal.tier for each in of_user):
-                of_user.append(principal)
-            if number % _CREDENTIALS_A_TURN == 0:
-                await asyncio.sleep(0)
-        return cls(snapshot, callers)
+                callers.put((SubjectKind.USER, user.user_id), (*of_user, principal))
+            await slices.breathe()
+        found = callers.done()
+        if releasing is not None:
+            releasing.watch((found,))
+        return cls(snapshot, found)
 
     def is_counted(self, counter: CounterName, now_ms: int) -> bool:
         """Return whether a layer moves a counter at `now_ms`: calls of its subject, or some of them."""

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 import structlog
 
+from dataplane.control.compiling.releasing import Releasing
 from dataplane.domain.limiting import SubjectKind
 from dataplane.domain.snapshot import Snapshot
 from dataplane.limits.operations import ResetClock
@@ -149,6 +150,7 @@ class Maintainer:
             desk, table, ledger, self._registry, pace.between, pace.seen_within_ms
         )
         self._capacities: Capacities | None = None
+        self._releasing = Releasing()
         self._failures: dict[str, int] = {}
         self._changes = limiter.changes
         # A process that begins cannot know what was before.
@@ -393,7 +395,7 @@ class Maintainer:
 
     async def _capacities_under(self, snapshot: Snapshot) -> Capacities:
         if self._capacities is None or self._capacities.snapshot is not snapshot:
-            self._capacities = await Capacities.of(snapshot)
+            self._capacities = await Capacities.of(snapshot, self._releasing)
         return self._capacities
 
     async def _attempt(self, duty: str, work: Awaitable[object]) -> bool:

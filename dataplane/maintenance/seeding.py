@@ -12,8 +12,11 @@ from typing import Final
 
 import structlog
 
+from dataplane.control.compiling.releasing import Releasing
+from dataplane.control.slices import Slices
 from dataplane.domain.counters import CounterKind, CounterName, CounterSum, SubjectName
 from dataplane.domain.limiting import SubjectKind
+from dataplane.domain.sharded_map import MapEdition, ShardedMap
 from dataplane.domain.snapshot import Snapshot
 from dataplane.domain.sums import counter_kinds, kind_of, open_period_ids
 from dataplane.limits.operations import Outcome
@@ -21,7 +24,6 @@ from dataplane.maintenance.budget_news import BudgetNews, Capacities, principals
 from dataplane.maintenance.counter_table import BATCH, CounterTable, parts_of, raising
 from dataplane.maintenance.ports import Ledger
 
-_A_TURN: Final = 2_000
 # As many subjects as one question may name.
 _MAX_SUBJECTS: Final = 1_000
 
@@ -38,13 +40,14 @@ class Seeder:
         self._news = news
         self._seeded: Snapshot | None = None
         self._kinds: frozenset[CounterKind] = frozenset()
-        self._tiers: dict[SubjectName, str] = {}
+        self._tiers: ShardedMap[SubjectName, str] = ShardedMap()
+        self._releasing = Releasing()
         # What was counted under `_seeded`.
         self._capacities: Capacities | None = None
 
     def forget(self) -> None:
         """Take the next configuration as new: somebody else may have followed it meanwhile."""
-        self._seeded, self._kinds, self._tiers = None, frozenset(), {}
+        self._seeded, self._kinds, self._tiers = None, frozenset(), ShardedMap()
         self._capacities = None
 
     def is_due(self, snapshot: Snapshot) -> bool:
@@ -64,15 +67,14 @@ class Seeder:
         """
         kinds = counter_kinds(snapshot)
         tiers = await _tiers_of(snapshot)
+        self._releasing.watch((tiers,))
         whole = set(kinds - self._kinds)
         subjects = set(_changed(self._seeded, snapshot)) if self._seeded is not None else set()
         if self._seeded is not None:
             # Of a digest nobody can tell the address: all of them, it is one question.
             if any(each.subject_kind is SubjectKind.IP for each in subjects):
                 whole |= {each for each in kinds if each.subject_kind is SubjectKind.IP}
-            subjects |= {
-                each for each, tier in tiers.items() if self._tiers.get(each, tier) != tier
-            }
+            subjects |= await _of_other_tiers(self._tiers, tiers)
             whole |= _of_changed_tiers(self._seeded, snapshot, kinds)
         raised = await self._raise(
             self._sums(whole, kinds - whole, subjects, open_period_ids(now_ms)),
@@ -162,12 +164,25 @@ def _of_changed_tiers(
     return {each for each in kinds if each.subject_kind in changed}
 
 
-async def _tiers_of(snapshot: Snapshot) -> dict[SubjectName, str]:
+async def _tiers_of(snapshot: Snapshot) -> ShardedMap[SubjectName, str]:
     """Return whose limits come from which tier; in slices, for there may be many."""
-    tiers: dict[SubjectName, str] = {}
-    for number, principal in enumerate(principals_of(snapshot)):
-        tiers[SubjectName(principal.kind, principal.principal_id)] = principal.tier
-        tiers[SubjectName(SubjectKind.USER, principal.user.user_id)] = principal.user.tier
-        if number % _A_TURN == 0:
-            await asyncio.sleep(0)
-    return tiers
+    slices = Slices()
+    expected = 2 * (len(snapshot.keys_by_sha256) + len(snapshot.devices_by_sha256))
+    tiers: MapEdition[SubjectName, str] = MapEdition(ShardedMap(), expected)
+    for principal in principals_of(snapshot):
+        tiers.put(SubjectName(principal.kind, principal.principal_id), principal.tier)
+        tiers.put(SubjectName(SubjectKind.USER, principal.user.user_id), principal.user.tier)
+        await slices.breathe()
+    return tiers.done()
+
+
+async def _of_other_tiers(
+    before: ShardedMap[SubjectName, str], after: ShardedMap[SubjectName, str]
+) -> set[SubjectName]:
+    """Return those who have another tier than before."""
+    slices = Slices()
+    found: set[SubjectName] = set()
+    for part in after.parts():
+        found.update(each for each, tier in part.items() if before.get(each, tier) != tier)
+        await slices.breathe()
+    return found

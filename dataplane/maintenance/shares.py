@@ -13,6 +13,7 @@ from typing import Final
 
 from dataplane.domain.counters import CounterKind, CounterName, CounterSum, SubjectName
 from dataplane.domain.limiting import SubjectKind
+from dataplane.domain.plan_cache import PlanCache
 from dataplane.domain.principals import ApiKey, Device, Principal, SubjectLimits
 from dataplane.domain.snapshot import Snapshot
 from dataplane.domain.sums import SERVICE_KINDS, kind_of
@@ -102,8 +103,8 @@ def _share(snapshot: Snapshot, bucket: _Bucket) -> Share:
         devices_by_sha256=bucket.devices,
         limits=bucket.limits,
         # Plans of their own: those of the whole have layers that are not here.
-        _plans={},
-        _call_plans={},
+        _plans=PlanCache(),
+        _call_plans=PlanCache(),
     )
     return Share(part, tuple(bucket.subjects))
 

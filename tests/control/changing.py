@@ -18,6 +18,7 @@ from dataplane.control.holdings import Key
 from dataplane.control.raw_resources import RawResource, RawSecret
 from dataplane.domain.layer_bounds import LimitShapes
 from dataplane.domain.limiting import SubjectKind
+from dataplane.domain.plan_cache import PlanCache
 from dataplane.domain.principals import Principal
 from dataplane.domain.secret import Secret
 from dataplane.domain.snapshot import Snapshot
@@ -292,7 +293,8 @@ def described(compiled: Compiled) -> dict[str, Any]:  # Any: whatever there is
         del fields[name]
     state = compiled.state
     inside = {each.name: plain(getattr(state, each.name)) for each in dataclasses.fields(State)}
-    del inside["book"], inside["quarantined"]
+    for name in ("book", "quarantined", "plans", "call_plans"):
+        del inside[name]
     inside["referrers"][pb.RESOURCE_KIND_ROUTER] = _without_router(compiled)
     return {
         **fields,
@@ -355,10 +357,12 @@ def _callers_of(snapshot: Snapshot) -> Iterable[tuple[tuple[str, bytes], Princip
 
 def _plans_of(snapshot: Snapshot, principal: Principal) -> list[Any]:  # Any: layers and times
     circumstances = (("", "", ""), ("203.0.113.7", "chat", "m"), ("203.0.113.9", "x", "gpt-4o"))
+    # Now with what earlier snapshots left; later without, for the time does not go back.
+    later = dataclasses.replace(snapshot, _plans=PlanCache(), _call_plans=PlanCache())
     plans = [
-        snapshot.plan_for(principal, *each, now_ms)
+        of.plan_for(principal, *each, now_ms)
         for each in circumstances
-        for now_ms in (snapshot.applied_at_ms, 2_000, 10_000)
+        for of, now_ms in ((snapshot, snapshot.applied_at_ms), (later, 2_000), (later, 10_000))
     ]
     return [(plan.layers, plan.valid_until_ms, plan.generations) for plan in plans]
 

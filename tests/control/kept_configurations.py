@@ -82,6 +82,7 @@ def state_of(kept: Kept | None) -> State | None:
     """Return what was kept."""
     if kept is None:
         return None
+    assert kept.change is not None
     assert kept.change.is_everything
     assert kept.change.hashes.keys() == kept.change.put.keys()
     return kept.change.position, kept.change.put, kept.change.secrets
@@ -92,9 +93,9 @@ def keeper(directory: Path, node_key: bytes = NODE_KEY, now_ms: int = NOW_MS) ->
     return LastKnownGood(directory, node_key, lambda: now_ms)
 
 
-async def everything(_kept: Kept) -> bool:
-    """Take whatever was kept."""
-    return True
+async def everything(kept: Kept) -> bool:
+    """Take whatever configuration was kept."""
+    return kept.change is not None
 
 
 async def opened(

@@ -10,12 +10,14 @@ import pytest_asyncio
 from tollkeeper.common.v1 import limits_pb2
 from tollkeeper.config.v1 import resources_pb2 as pb
 
+from dataplane.control import compile as compiling
 from dataplane.control.compile import Compiled, Compiler, InvalidConfigurationError
 from dataplane.control.compiling.references import References, ReferencesEdition
 from dataplane.control.compiling.releasing import Releasing
 from dataplane.control.holdings import Change, Holdings, Key
 from dataplane.control.raw_resources import RawResource, RawSecret
 from dataplane.control.slices import Slices
+from dataplane.domain.limiting import LayerPlan
 from dataplane.domain.principals import ApiKey
 from dataplane.domain.secret import Secret
 from dataplane.domain.sharded_map import MapEdition, ShardedMap
@@ -133,6 +135,51 @@ async def test_a_limit_of_everybody_leaves_every_caller_as_they_are(node: Node) 
     assert snapshot.keys_by_sha256 is before
     plan = snapshot.plan_for(before[sha256_of(1)].principal, "", "", "", 0)
     assert [layer.capacity for layer in plan.layers] == [5]
+
+
+def _plan(snapshot: Snapshot, number: int) -> LayerPlan:
+    principal = snapshot.keys_by_sha256[sha256_of(number)].principal
+    return snapshot.plan_for(principal, "203.0.113.7", "chat", "m", snapshot.applied_at_ms)
+
+
+async def test_a_changed_key_leaves_the_plans_of_others_and_a_changed_limit_leaves_none(
+    node: Node,
+) -> None:
+    before = await node.put(large.api_key(8, 2, revoked=True))
+    plans = [_plan(before, number) for number in (0, 7)]
+
+    after = await node.put(large.api_key(7, 2, name="another"))
+    assert _plan(after, 0) is plans[0]
+    assert _plan(after, 7) is not plans[1]
+
+    limited = await node.put(large.limits_of_user(0, capacity=7))
+    assert [layer.capacity for layer in _plan(limited, 0).layers] == [7, 7_000_000]
+    # Whoever began before goes on with what held then.
+    assert _plan(before, 0) is plans[0]
+
+
+async def test_plans_of_callers_that_were_replaced_do_not_pile_up(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "MOST_PLANS", 0)
+    await node.put(large.limits_of_user(0, capacity=7))
+    for revision in range(2, 900):
+        _plan(await node.put(large.api_key(7, revision, name=f"{revision}")), 7)
+    assert len(node.compiler._state.plans) <= 2 * _KEYS
+
+
+async def test_plans_are_let_go_in_steps_when_nobody_has_them(node: Node) -> None:
+    snapshot = await node.put(large.limits_of_user(0, capacity=7))
+    for number in range(_KEYS):
+        _plan(snapshot, number)
+    parts = snapshot._plans.remains()
+
+    await node.put(large.limits_of_user(0, capacity=8))
+    await asyncio.sleep(0)
+    assert sum(map(len, parts)) == _KEYS
+    del snapshot
+    await _until(lambda: not node.compiler._releasing.pending)
+    assert not parts
 
 
 async def test_callers_that_a_limit_of_everybody_crowds_out_come_back_when_it_goes(

@@ -6,6 +6,7 @@ from dataplane.control.current import CurrentSnapshot, Revoked
 from dataplane.domain.prices import PriceBook
 from dataplane.domain.principals import Service
 from dataplane.domain.refusals import Reason, Refusal
+from dataplane.domain.revocations import RevokedSubjects
 from dataplane.domain.snapshot import Position, Snapshot
 
 _KEY = ("key", "abcdefghijkl")
@@ -140,3 +141,34 @@ def test_a_snapshot_that_must_not_be_served_is_none() -> None:
     assert not current.is_serving
     with pytest.raises(Refusal, match="configuration_unavailable"):
         current.get()
+
+
+def test_what_is_of_another_epoch_is_not_looked_at_with_every_snapshot() -> None:
+    current = CurrentSnapshot()
+    current.replace(_snapshot(1))
+    for number in range(2_000):
+        current.revoke(("key", f"k{number}"), "epoch-1", 1, terminates=False)
+    current.replace(_snapshot(1, "epoch-2"))
+    before = current.get().revoked
+    assert len(before) == 2_000
+    assert current.pending_count == 0
+
+    current.replace(_snapshot(2, "epoch-2"))
+    assert current.get().revoked is before
+    current.revoke(_KEY, "epoch-2", 3, terminates=False)
+    assert current.get().revoked == {*before, _KEY}
+    assert (current.pending_count, len(current.revocations)) == (1, 2_001)
+    current.replace(_snapshot(3, "epoch-2"))
+    assert current.get().revoked == before
+
+
+def test_one_more_revoked_subject_leaves_the_set_of_before_as_it_was() -> None:
+    subjects = [("key", f"k{number}") for number in range(1_000)]
+    sets = [RevokedSubjects()]
+    for subject in subjects:
+        sets.append(sets[-1].and_also(subject))
+        assert sets[-1].and_also(subject) is sets[-1]
+    for number, each in enumerate(sets):
+        assert set(each) == set(subjects[:number])
+        assert len(each) == number
+        assert subjects[number - 1] in each or not number

@@ -45,10 +45,11 @@ async def _check(directory: Path) -> None:
     if kept is None:
         assert newest_kept == -1, directory
         return
+    assert kept.change is not None
     position = kept.change.position
     assert newest_kept <= position.revision - 1 <= max(told["keeping"]), directory
     assert state_of(kept) == states()[position.revision - 1], directory
-    assert kept.revocations is not None, directory
+    assert kept.is_complete, directory
     refused = {(each.kind, each.subject_id) for each in kept.revocations}
     for kind in ("key", "user"):
         for told_number in told[f"revoked {kind}"]:
@@ -67,5 +68,6 @@ async def test_a_file_that_may_not_grow_is_written_when_it_may(tmp_path: Path) -
     assert process.exitcode == 0
     kept = await loaded(tmp_path)
     assert kept is not None
+    assert kept.change is not None
     assert {name for _, name in kept.change.put} == {"small", "large", "larger"}
-    assert [each.subject_id for each in kept.revocations or ()] == ["key"]
+    assert [each.subject_id for each in kept.revocations] == ["key"]

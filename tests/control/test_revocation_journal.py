@@ -16,6 +16,7 @@ from dataplane.control.revocation_file import REVOCATIONS
 from dataplane.control.revocation_journal import RevocationJournal, is_needed
 from dataplane.domain.snapshot import Position
 from tests.control.kept_configurations import EPOCH, NODE_KEY, NOW_MS, revocation
+from tests.control.usage_events import until
 
 _DAY_MS = 24 * 60 * 60 * 1000
 _MANY = 1_200
@@ -32,7 +33,7 @@ async def _loaded(
     journal = _journal(directory, node_key)
     await journal.load(is_expected=is_expected)
     await journal.aclose()
-    return None if journal.entries is None else set(journal.entries)
+    return set(journal.entries) if journal.is_complete else None
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ async def test_what_comes_after_a_loss_is_kept_and_the_loss_is_not_forgotten(
 ) -> None:
     journal = _journal(tmp_path)
     await journal.load(is_expected=True)
-    assert journal.entries is None
+    assert not journal.is_complete
     assert await journal.keep(revocation("key"))
     assert await _loaded(tmp_path) is None
     with monkeypatch.context() as patch:
@@ -225,6 +226,31 @@ async def test_more_than_may_wait_is_refused_and_written_with_the_next(
     assert kept.count(False) == 2
     assert await journal.keep(revocation("after"))
     assert len(await _loaded(tmp_path) or ()) == 6
+
+
+async def test_what_is_refused_while_the_file_is_written_anew_is_written_with_the_next(
+    journal: RevocationJournal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await journal.keep(revocation("before"))
+    (tmp_path / REVOCATIONS).unlink()
+    monkeypatch.setattr(revocation_journal, "_MAX_WAITING", 0)
+    begun, goes_on = threading.Event(), threading.Event()
+    rename = os.rename
+
+    def slow(*names: str) -> None:
+        begun.set()
+        goes_on.wait(10)
+        rename(*names)
+
+    monkeypatch.setattr(os, "rename", slow)
+    writing = asyncio.create_task(journal.ensure())
+    await until(begun.is_set)
+    assert not await journal.keep(revocation("during"))
+    goes_on.set()
+    await writing
+    monkeypatch.undo()
+    assert await journal.keep(revocation("after"))
+    assert len(await _loaded(tmp_path) or ()) == 3
 
 
 async def test_a_caller_that_leaves_does_not_take_its_revocation_along(

@@ -171,7 +171,7 @@ async def test_a_fault_in_the_second_path_does_not_hold_the_first_up() -> None:
     assert "revocation_not_passed_on" in [each["event"] for each in logs]
 
 
-def _kept(revocations: tuple[KeptRevocation, ...] | None) -> Kept:
+def _kept(*revocations: KeptRevocation, is_complete: bool = True) -> Kept:
     put: dict[Key, RawResource] = {
         (each.kind, each.id): RawResource(each.kind, each.id, each.revision, each.payload)
         for each in configuration(3)
@@ -181,21 +181,23 @@ def _kept(revocations: tuple[KeptRevocation, ...] | None) -> Kept:
         for each, raw in put.items()
     }
     position = position_from_proto(position_of(configuration(3), 5))
-    return Kept(Change(position, put, frozenset(), {}, frozenset(), hashes, True), revocations)
+    change = Change(position, put, frozenset(), {}, frozenset(), hashes, True)
+    return Kept(change, revocations, is_complete)
 
 
 async def test_what_was_revoked_before_a_restart_is_refused_after_it() -> None:
     kept = KeptRevocation("key", "key000000001", "acme", EPOCH, 6, 1_000)
     older = KeptRevocation("key", "key000000002", "acme", EPOCH, 5, 1_000)
     async with watching("127.0.0.1:1") as it:
-        assert await it.watch.restore(_kept((kept, older)))
+        assert await it.watch.restore(_kept(kept, older))
         assert (it.revision, set(it.current.get().revoked)) == (5, {_KEY_1})
         assert len(it.watch.holdings.resources) == len(configuration(3))
 
 
 async def test_where_revocations_cannot_be_read_the_control_plane_must_be_heard_first() -> None:
     async with watching(heartbeat_ms=30) as it:
-        assert await it.watch.restore(_kept(None))
+        known = KeptRevocation("key", "key000000001", "acme", "epoch-0", 6, 1_000)
+        assert await it.watch.restore(_kept(known, is_complete=False))
         with pytest.raises(Refusal, match="configuration_unavailable"):
             it.current.get()
         assert (await it.control_plane.hear("heartbeat")).heartbeat.not_ready
@@ -204,6 +206,29 @@ async def test_where_revocations_cannot_be_read_the_control_plane_must_be_heard_
         await it.control_plane.hear("ack")
 
         assert it.current.get().position.revision == 5
+        # What could be read of them counts, and the control plane need not know it any more.
+        assert it.current.get().revoked == {_KEY_1}
+
+
+async def test_what_was_revoked_is_refused_although_no_configuration_can_be_read() -> None:
+    kept = KeptRevocation("key", "key000000001", "acme", "epoch-0", 6, 1_000)
+    async with watching() as it:
+        assert not await it.watch.restore(Kept(None, (kept,)))
+        # Restored from a copy that knows the key, and not that it was revoked.
+        it.control_plane.say(*full(1, configuration(3), 5))
+        await it.control_plane.hear("ack")
+
+        assert it.current.get().revoked == {_KEY_1}
+
+
+async def test_what_was_revoked_before_a_restart_is_passed_on_again() -> None:
+    kept = KeptRevocation("key", "key000000001", "acme", EPOCH, 6, 1_000)
+    async with watching("127.0.0.1:1") as it:
+        await it.watch.restore(_kept(kept))
+        [told] = it.told
+        assert (told.subject, told.organization_id, told.terminates) == (_KEY_1, "acme", False)
+        assert (told.config_epoch, told.revision) == (EPOCH, 6)
+        assert not it.terminated
 
 
 async def test_answers_wait_for_a_control_plane_that_listens_slowly() -> None:

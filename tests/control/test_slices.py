@@ -2,8 +2,13 @@
 
 import asyncio
 import time
+import weakref
 
-from dataplane.control.slices import Slices, let_go
+from dataplane.control.slices import Remains, Slices, let_go
+
+
+class Thing:
+    """Something that can be watched."""
 
 
 async def test_others_run_whenever_a_slice_has_passed_and_not_before() -> None:
@@ -36,6 +41,13 @@ async def test_others_run_whenever_a_slice_has_passed_and_not_before() -> None:
 
 
 async def test_what_is_let_go_of_is_freed_whole() -> None:
-    things: list[object] = [object() for _ in range(10_001)]
+    listed = [Thing() for _ in range(1_001)]
+    mapped = {number: Thing() for number in range(10_001)}
+    alive = [*map(weakref.ref, listed), *map(weakref.ref, mapped.values())]
+    things: list[Remains] = [listed, {}, mapped]
+    del listed, mapped
+
     await let_go(things)
+
     assert things == []
+    assert not any(each() for each in alive)

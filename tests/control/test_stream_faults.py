@@ -1,5 +1,6 @@
 """What a data plane does when the stream, the control plane or itself is at fault."""
 
+import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -164,3 +165,20 @@ async def test_an_acknowledgement_stays_small_whatever_is_set_aside() -> None:
         control_plane.say(None)
     assert len(ack.quarantined) == 1_000
     assert ack.applied == position_of(resources, 1)
+
+
+def senders() -> list[str]:
+    """Return the tasks that wait for something to be said on a stream."""
+    names = (getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks())
+    return [name for name in names if "consume_request_iterator" in name]
+
+
+async def test_streams_that_were_lost_leave_nothing_behind() -> None:
+    control_plane = ScriptedControlPlane()
+    async with serving(control_plane) as address, watching(address) as it:
+        for number in range(5):
+            await control_plane.hear("hello", 5.0)
+            await until(lambda: it.watch.figures.is_connected)
+            control_plane.say(None)
+            await until(lambda: not it.watch.figures.is_connected)
+            assert len(senders()) <= 1, number

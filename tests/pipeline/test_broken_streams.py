@@ -1,10 +1,12 @@
 """Streams that break: before their content an HTTP error, after it an event."""
 
+import asyncio
+
 import pytest
 
 from tests.pipeline.conftest import DataPlane
 from tests.pipeline.pieces import CONTENT, END, ERROR, START
-from tests.pipeline.scripted import ScriptedProvider
+from tests.pipeline.scripted import ANSWER, Conversation, ScriptedProvider
 from tests.pipeline.test_endings import LIMITS, check_closed, dialects, stream
 from tests.pipeline.wire import check_refusal
 
@@ -78,6 +80,31 @@ async def test_a_text_that_looks_like_the_end_is_not_the_end(
 
     await check_closed(data_plane, "settled")
     assert data_plane.records.closes[0].usage.output_tokens == 70
+
+
+async def test_a_revoked_key_ends_a_call_that_the_provider_has_not_answered_yet(
+    data_plane: DataPlane, provider: ScriptedProvider
+) -> None:
+    data_plane.calls(provider.url, user=LIMITS)
+    answers = asyncio.Event()
+
+    async def late(conversation: Conversation) -> None:
+        await answers.wait()
+        await conversation.answer(200, ANSWER)
+
+    provider.script = late
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 20}
+    calling = asyncio.create_task(data_plane.client.post("/v1/chat/completions", json=body))
+    await data_plane.until(lambda: bool(provider.received), 1.0)
+
+    assert await data_plane.pipeline.terminate(frozenset({("user", "another")})) == 0
+    assert await data_plane.pipeline.terminate(frozenset({("user", "u1")})) == 1
+
+    answer = await calling
+    answers.set()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+    await check_closed(data_plane, "settled")
+    assert not await data_plane.pipeline.terminate(frozenset({("user", "u1")}))
 
 
 @dialects

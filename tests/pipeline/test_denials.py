@@ -5,6 +5,7 @@ import httpx
 import pytest
 from msgspec.structs import replace as changed
 
+from dataplane.domain.plan_cache import PlanCache
 from dataplane.domain.principals import LimitEntry
 from tests.pipeline.conftest import DataPlane
 from tests.pipeline.wire import check_refusal
@@ -236,7 +237,7 @@ async def test_only_the_free_tier_is_told_where_to_upgrade(
     snapshot = data_plane.configuration.get()
     [(digest, key)] = snapshot.keys_by_sha256.items()
     key = changed(key, principal=changed(key.principal, tier=tier))
-    data_plane.use(replace(snapshot, keys_by_sha256={digest: key}, _plans={}))
+    data_plane.use(replace(snapshot, keys_by_sha256={digest: key}, _plans=PlanCache()))
 
     answer = await second_of_two(data_plane, "openai")
 

@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace as changed
 
 from dataplane.domain.limiting import SubjectKind
+from dataplane.domain.plan_cache import PlanCache
 from dataplane.domain.principals import Device, DeviceStatus, LimitEntry, Principal, Tier
 from tests.pipeline.conftest import DataPlane
 
@@ -37,8 +38,8 @@ def admit_device(data_plane: DataPlane, tier: Tier = FREE, **changes: object) ->
             snapshot,
             devices_by_sha256={digest: device},
             tiers={tier.name: tier},
-            _plans={},
-            _call_plans={},
+            _plans=PlanCache(),
+            _call_plans=PlanCache(),
         )
     )
     return caller

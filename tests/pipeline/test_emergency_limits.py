@@ -9,6 +9,7 @@ import pytest_asyncio
 from msgspec.structs import replace as changed
 
 from dataplane.admitting import Admitting
+from dataplane.domain.plan_cache import PlanCache
 from dataplane.domain.principals import LimitEntry, User
 from dataplane.limits.emergency import Emergency
 from dataplane.limits.limiter import Limiter
@@ -41,7 +42,7 @@ async def serve(data_plane: DataPlane, tmp_path: Path) -> AsyncIterator[Serve]:
         key = changed(key, principal=changed(key.principal, user=opened))
         service = replace(snapshot.service, max_replicas=REPLICAS)
         keys = {digest: key}
-        data_plane.use(replace(snapshot, keys_by_sha256=keys, service=service, _plans={}))
+        data_plane.use(replace(snapshot, keys_by_sha256=keys, service=service, _plans=PlanCache()))
 
     yield use
     emergency.close()

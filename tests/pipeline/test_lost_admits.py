@@ -13,6 +13,7 @@ from msgspec.structs import replace as changed
 
 from dataplane.admitting import Admitting
 from dataplane.domain.calls import UsageEvent, UsageState
+from dataplane.domain.plan_cache import PlanCache
 from dataplane.domain.principals import LimitEntry, User
 from dataplane.embedded_redis import RunningRedis
 from dataplane.limits.counters import Keyspace
@@ -167,4 +168,4 @@ def open_fails(plane: DataPlane) -> None:
     user = key.principal.user
     opened: User = changed(user, organization=replace(user.organization, fails_open=True))
     keys = {digest: changed(key, principal=changed(key.principal, user=opened))}
-    plane.use(replace(snapshot, keys_by_sha256=keys, _plans={}))
+    plane.use(replace(snapshot, keys_by_sha256=keys, _plans=PlanCache()))

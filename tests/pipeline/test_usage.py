@@ -14,6 +14,7 @@ from tollkeeper.usage.v1 import usage_service_pb2 as pb
 
 from dataplane.control.user_usage import UserUsageClient
 from dataplane.domain.credentials import check_of
+from dataplane.domain.plan_cache import PlanCache
 from dataplane.domain.principals import (
     DeviceStatus,
     LimitEntry,
@@ -86,7 +87,9 @@ class Own:
         return {each["layer"]: each for each in limits}
 
     def use(self, snapshot: Snapshot, **changes: Any) -> None:
-        self.data_plane.use(replace(snapshot, **changes, _plans={}, _call_plans={}))
+        self.data_plane.use(
+            replace(snapshot, **changes, _plans=PlanCache(), _call_plans=PlanCache())
+        )
 
     def change_caller(self, *, tier: str = "free", **changes: Any) -> None:
         """Change the key's user, organization (`time_zone`, `is_paused`) or tier."""

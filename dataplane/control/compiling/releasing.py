@@ -10,8 +10,8 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, Final
 
+from dataplane.control.compiling.state import Map
 from dataplane.control.slices import SLICE_SECONDS
-from dataplane.domain.sharded_map import ShardedMap
 
 _Shards = list[dict[Any, Any]]  # Any: nobody looks at what they hold
 # Shards are let go one by one, so that a step lasts a little longer than this.
@@ -25,7 +25,7 @@ class Releasing:
 
     def __init__(self) -> None:
         """Watch nothing yet."""
-        self._watched: dict[int, weakref.ref[ShardedMap[Any, Any]]] = {}
+        self._watched: dict[int, weakref.ref[Map]] = {}
         self._remains: list[_Shards] = []
         self._is_due = False
 
@@ -34,14 +34,14 @@ class Releasing:
         """Return how many maps are watched or given back at present."""
         return len(self._watched) + len(self._remains)
 
-    def watch(self, maps: Iterable[ShardedMap[Any, Any]]) -> None:
+    def watch(self, maps: Iterable[Map]) -> None:
         """Give the parts of `maps` back once nobody has them; it is called on the event loop."""
         loop = asyncio.get_running_loop()
         for each in maps:
             remains, number = each.remains(), id(each)
 
             def gone(
-                _: weakref.ref[ShardedMap[Any, Any]],
+                _: weakref.ref[Map],
                 remains: _Shards = remains,
                 number: int = number,
             ) -> None:
@@ -66,4 +66,5 @@ class Releasing:
                 self._remains.pop()
         self._is_due = bool(self._remains)
         if self._is_due:
-            loop.call_soon(self._step, loop)
+            # Not in the next turn: a request takes many of them.
+            loop.call_later(2 * _STEP_SECONDS, self._step, loop)

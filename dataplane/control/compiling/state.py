@@ -12,11 +12,13 @@ from dataplane.control.compiling.references import References
 from dataplane.control.holdings import Key
 from dataplane.control.read_providers import OwnedCredential
 from dataplane.domain.layer_bounds import LimitShapes
+from dataplane.domain.plan_cache import PlanCache
 from dataplane.domain.prices import Price, PriceBook
 from dataplane.domain.principals import (
     ApiKey,
     Device,
     Organization,
+    Principal,
     Service,
     SubjectLimits,
     Tier,
@@ -80,6 +82,8 @@ class State:
         shared: What the number of a caller's layers depends on besides those who call.
         aside: All that is set aside; `quarantined` are the same.
         fail_open: How many organizations are served while counters cannot be asked.
+        plans: What was compiled for callers, by this state's service, limits and tiers; it fills up.
+        call_plans: The same for callers in circumstances.
     """
 
     services: ShardedMap[str, Service] = field(default_factory=ShardedMap)
@@ -99,11 +103,16 @@ class State:
     referrers: Mapping[int, References] = field(default_factory=dict)
     shared: tuple[object, ...] = ()
     fail_open: int = 0
+    plans: PlanCache[Principal] = field(default_factory=lambda: PlanCache(0))
+    call_plans: PlanCache[tuple[Principal, str, str, str]] = field(default_factory=PlanCache)
 
 
-def maps_of(value: object) -> list[ShardedMap[Any, Any]]:  # Any: nobody looks at what they hold
+Map = ShardedMap[Any, Any] | PlanCache[Any]  # Any: nobody looks at what they hold
+
+
+def maps_of(value: object) -> list[Map]:
     """Return the maps that a state, or a part of one, consists of."""
-    if isinstance(value, ShardedMap):
+    if isinstance(value, ShardedMap | PlanCache):
         return [value]
     if isinstance(value, State | Callers | Limits):
         return [found for each in fields(value) for found in maps_of(getattr(value, each.name))]
