@@ -4,7 +4,9 @@ A return must not open a door that was closed since. So nothing that lets somebo
 counted is forgotten.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from controlplane.domain.kinds import Kind
@@ -67,18 +69,37 @@ def restored(kind: Kind, then: Columns, now: Columns | None) -> Restored | Skipp
     """
     if now is None:
         return Skipped(_NEVER_BACK[kind]) if kind in _NEVER_BACK else Restored(then)
-    if kind is Kind.API_KEY and now["revoked"]:
-        return Skipped("a revoked key stays revoked")
-    if kind is Kind.DEVICE and now["status"] in (_REJECTED, _REVOKED):
-        return Skipped("a device that was rejected or revoked stays so")
     kept = _KEPT.get(kind, frozenset()) | _ALWAYS_KEPT
-    note = ""
-    if kind is Kind.DEVICE and now["status"] == _SUSPENDED != then["status"]:
-        kept, note = kept | _OF_SUSPENSION, "it stays suspended"
+    notes = []
+    for names, note in _closed_doors(kind, then, now):
+        kept |= names
+        notes.append(note)
+    columns = {**then, **{name: now[name] for name in kept if name in now}}
+    return Restored(columns, "; ".join(notes))
+
+
+def _closed_doors(kind: Kind, then: Columns, now: Columns) -> Iterator[tuple[frozenset[str], str]]:
+    """Yield which columns stay as they are because they shut somebody out since, and how that is said."""
+    if kind is Kind.API_KEY:
+        if now["revoked"] and not then["revoked"]:
+            yield frozenset({"revoked"}), "a revoked key stays revoked"
+        if _is_before(now["expires_at"], then["expires_at"]):
+            yield frozenset({"expires_at"}), "a key's earlier expiry stays"
+    if kind is Kind.DEVICE and now["status"] != then["status"]:
+        if now["status"] in (_REJECTED, _REVOKED):
+            yield _OF_SUSPENSION, "a device that was rejected or revoked stays so"
+        elif now["status"] == _SUSPENDED:
+            yield _OF_SUSPENSION, "it stays suspended"
     shut_by = _SHUT_BY.get(kind)
     if shut_by and now[shut_by] and not then[shut_by]:
-        kept, note = kept | {shut_by}, f"it stays {shut_by}"
-    return Restored({**then, **{name: now[name] for name in kept if name in now}}, note)
+        yield frozenset({shut_by}), f"it stays {shut_by}"
+
+
+def _is_before(one: str | None, other: str | None) -> bool:
+    """Compare instants of RFC 3339; None is never."""
+    if one is None or other is None:
+        return one is not None
+    return datetime.fromisoformat(one) < datetime.fromisoformat(other)
 
 
 def differs(one: Columns | None, other: Columns | None) -> bool:

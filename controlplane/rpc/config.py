@@ -30,7 +30,7 @@ _HELLO_DEADLINE_S: Final = 5.0
 _MAX_NAME: Final = 128
 
 _UNSOUND_HELLO: Final = (
-    f"the first message is Hello, with a node_id and a boot_id of 1 to {_MAX_NAME} characters"
+    f"the first message is Hello, with a node_id and a boot_id of 1 to {_MAX_NAME} printable characters"
     " and a protocol_version of at least 1"
 )
 
@@ -143,8 +143,11 @@ async def _hello(requests: Requests) -> pb.Hello | None:
         is_sound = (
             first.HasField("hello")
             and 0 < len(hello.node_id) <= _MAX_NAME
+            # It is written to databases and logs, which do not take every character.
+            and hello.node_id.isprintable()
             and len(hello.version) <= _MAX_NAME
             and 0 < len(hello.boot_id) <= _MAX_NAME
+            and hello.boot_id.isprintable()
             and hello.protocol_version >= 1
         )
         return hello if is_sound else None

@@ -15,11 +15,17 @@ from controlplane.rpc.deleting import REVOCABLE, revoke_after_commit
 from controlplane.rpc.interception import Context
 from controlplane.rpc.pages import page_of, row_number_of
 from controlplane.rpc.resources import to_timestamp
+from controlplane.rpc.revocations import keep_revocation
 from controlplane.store.history import Difference, History, RevisionEntry
 from controlplane.store.rollback import roll_back
+from controlplane.store.tables import ConfigurationRow
 from controlplane.store.transactions import Transaction
 
 MAX_DIFFERENCES: Final = 10_000
+
+MAX_TOLD_AT_ONCE: Final = 100
+"""Of more who can no longer call, the data planes are told as of what other control planes revoke: from what is kept with
+the change, which is read at once. One by one they would fill the queues of all streams."""
 
 # Of these it is only said that they differ.
 _HIDDEN: Final = frozenset({"sha256", "token_sha256", "fingerprint", "sealed_secret", "display"})
@@ -80,14 +86,19 @@ class ConfigurationServicer(
         await tx.devices.forget_sightings(
             [row.id for row in done.deleted if row.KIND is Kind.DEVICE]
         )
-        for row in done.deleted:
-            if row.KIND in REVOCABLE:
-                await revoke_after_commit(tx, self.backend.revoker, row)
+        await self._revoke(tx, [row for row in done.deleted if row.KIND in REVOCABLE])
         changes = [difference_to_proto(each) for each in done.changes[:MAX_DIFFERENCES]]
         skipped = [f"{kind} {row_id}: {why}" for (kind, row_id), why in done.skipped]
         return lambda: pb.RollbackConfigurationResponse(
             revision=tx.revision, changes=changes, skipped=skipped
         )
+
+    async def _revoke(self, tx: Transaction, gone: list[ConfigurationRow]) -> None:
+        for row in gone:
+            if len(gone) > MAX_TOLD_AT_ONCE:
+                await keep_revocation(tx, row)
+            else:
+                await revoke_after_commit(tx, self.backend.revoker, row)
 
 
 def _revision_to_proto(entry: RevisionEntry) -> pb.Revision:

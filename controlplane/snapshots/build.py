@@ -16,7 +16,7 @@ from tollkeeper.config.v1 import resources_pb2 as pb
 from controlplane.domain.kinds import Kind
 from controlplane.snapshots.opening import SealedSecret
 from controlplane.snapshots.payloads import plain_message, rule_message
-from controlplane.snapshots.references import ResourceKey
+from controlplane.snapshots.references import ResourceKey, references_in
 from controlplane.store import tables
 from controlplane.store.changes import Changes
 
@@ -35,6 +35,11 @@ RESOURCE_KINDS: Final = {
 }
 """The kinds that travel. Rules travel inside routers, administrators not at all."""
 
+# A newer control plane on the same database may delete what this one does not know.
+_RESOURCE_KINDS_BY_WORD: Final = {str(kind): number for kind, number in RESOURCE_KINDS.items()}
+
+_COMPOSED: Final = (Kind.ROUTER, Kind.RULE, Kind.PROVIDER, Kind.CREDENTIAL)
+
 
 @dataclass(frozen=True, slots=True)
 class Built:
@@ -42,6 +47,7 @@ class Built:
 
     key: ResourceKey
     resource: pb.Resource
+    references: tuple[ResourceKey, ...]
     secret: SealedSecret | None = None
 
 
@@ -67,20 +73,21 @@ class ResourceBuilder:
     def build(self, changes: Changes) -> Iterator[Built | Gone]:
         """Yield what `changes` make of the resources; all of it must be taken, in this order."""
         touched = {self._forget(stone) for stone in changes.tombstones}
-        for kind in RESOURCE_KINDS.keys() | {Kind.RULE}:
+        for kind in _COMPOSED:
             touched |= {self._remember(row) for row in changes.rows[kind]}
 
         for stone in changes.tombstones:
-            resource_kind = RESOURCE_KINDS.get(Kind(stone.kind))
+            resource_kind = _RESOURCE_KINDS_BY_WORD.get(stone.kind)
             if resource_kind is not None:
                 yield Gone(ResourceKey(resource_kind, stone.id), stone.revision)
         for kind in RESOURCE_KINDS:
             if kind not in (Kind.ROUTER, Kind.PROVIDER):
-                yield from map(self._built, changes.rows[kind])
+                for row in changes.rows[kind]:
+                    yield self._built(kind, row)
         for router_id in sorted(self._routers.keys() & touched):
-            yield self._built(self._routers[router_id])
+            yield self._built(Kind.ROUTER, self._routers[router_id])
         for provider_id in sorted(self._providers.keys() & touched):
-            yield self._built(self._providers[provider_id])
+            yield self._built(Kind.PROVIDER, self._providers[provider_id])
 
     def _remember(self, row: tables.ConfigurationRow) -> str:
         """Note a part or a whole of something composed; return the whole's id."""
@@ -118,28 +125,28 @@ class ResourceBuilder:
                 self._credentials.pop(stone.id, None)
         return stone.id
 
-    def _built(self, row: tables.ConfigurationRow) -> Built:
-        kind = RESOURCE_KINDS[row.KIND]
+    def _built(self, kind: Kind, row: tables.ConfigurationRow) -> Built:
+        number, message = RESOURCE_KINDS[kind], self._message(kind, row)
         resource = pb.Resource(
-            kind=kind,
+            kind=number,
             id=row.id,
             revision=row.revision,
             # Deterministic: maps have no order of their own, and the bytes are hashed.
-            payload=self._message(row).SerializeToString(deterministic=True),
+            payload=message.SerializeToString(deterministic=True),
         )
         secret = None
         if isinstance(row, tables.Credential):
             secret = SealedSecret(row.id, row.version, row.sealed_secret)
-        return Built(ResourceKey(kind, row.id), resource, secret)
+        return Built(ResourceKey(number, row.id), resource, references_in(message), secret)
 
-    def _message(self, row: tables.ConfigurationRow) -> Message:
+    def _message(self, kind: Kind, row: tables.ConfigurationRow) -> Message:
         match row:
             case tables.Router():
                 return self._router(row)
             case tables.Provider():
                 return self._provider(row)
             case _:
-                return plain_message(row)
+                return plain_message(kind, row)
 
     def _router(self, row: tables.Router) -> pb.Router:
         rules = self._rules.get(row.id, {}).values()

@@ -39,7 +39,11 @@ class ReferenceGraph:
         self._targets[source] = tuple(map(self.known, targets))
         self._missing.discard(source)
         for target in self._targets[source]:
-            self._sources.setdefault(target, set()).add(source)
+            sources = self._sources.get(target)
+            if sources is None:
+                self._sources[target] = {source}
+            else:
+                sources.add(source)
             if target not in self._targets:
                 self._missing.add(target)
 

@@ -43,9 +43,8 @@ class FullGate:
     def leave(self, who: Waiting) -> None:
         """Let others in for `who`, whether it was inside, queued or neither."""
         self._forget(who)
-        if who not in self._inside:
-            return
         self._inside.discard(who)
+        # Also for one that was told and needs no place any more: those behind it would not hear of it.
         for _ in range(min(len(self._queue), self._places - len(self._inside))):
             self._queue.popleft().admit()
 

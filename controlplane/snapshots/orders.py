@@ -19,7 +19,7 @@ from controlplane.store.fleet_tables import RevocationRow
 LIFETIME: Final = timedelta(days=7)
 
 # To a node of another epoch: which of them it knows cannot be told, and everything is on its way to it.
-_TOLD_ACROSS_EPOCHS: Final = 1_000
+TOLD_ACROSS_EPOCHS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class RecentOrders:
         since = self._clock() - LIFETIME
         orders = [each for each in self._orders.values() if each.issued_at >= since]
         others = [each for each in orders if each.config_epoch != applied.config_epoch]
-        told = {each.revocation_id for each in others[-_TOLD_ACROSS_EPOCHS:]}
+        told = {each.revocation_id for each in others[-TOLD_ACROSS_EPOCHS:]}
         for order in orders:
             is_missed = (
                 order.revision > applied.revision

@@ -1,6 +1,6 @@
 """The payload of each row that travels by itself, and of the rules that travel inside their router."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -9,62 +9,19 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.common.v1 import devices_pb2, limits_pb2, rates_pb2
 from tollkeeper.config.v1 import resources_pb2 as pb
 
+from controlplane.domain.kinds import Kind
 from controlplane.store import tables
 
 _SINCE_ALWAYS: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def plain_message(row: tables.ConfigurationRow) -> Message:
+def plain_message(kind: Kind, row: tables.ConfigurationRow) -> Message:
     """Return what travels of a row that is a resource of its own and is not composed of others.
 
     Raises:
-        TypeError: A row of this kind does not travel by itself.
+        KeyError: A row of this kind does not travel by itself.
     """
-    match row:
-        case tables.ServiceSettings():
-            return _service(row)
-        case tables.Organization():
-            return pb.Organization(
-                name=row.name,
-                time_zone=row.time_zone,
-                paused=row.paused,
-                on_limits_unavailable=pb.LimitsUnavailablePolicy.ValueType(
-                    row.on_limits_unavailable
-                ),
-                default_output_cap_tokens=row.default_output_cap_tokens,
-            )
-        case tables.User():
-            return pb.User(
-                name=row.name,
-                organization_id=row.organization_id,
-                tier=row.tier,
-                suspended=row.suspended,
-            )
-        case tables.ApiKey():
-            return _api_key(row)
-        case tables.Credential():
-            return pb.Credential(
-                name=row.name,
-                provider_id=row.provider_id,
-                version=row.version,
-                fingerprint=row.fingerprint,
-            )
-        case tables.SubjectLimits():
-            return pb.SubjectLimits(
-                subject_kind=limits_pb2.SubjectKind.ValueType(row.subject_kind),
-                subject_id=row.subject_id,
-                limits=_limits(row.limits),
-                temporary_limits=_temporary_limits(row.temporary_limits),
-                resets=[limits_pb2.CounterReset(**item) for item in row.resets],
-            )
-        case tables.Price():
-            return _price(row)
-        case tables.Device():
-            return _device(row)
-        case tables.Tier():
-            return _tier(row)
-        case _:
-            raise TypeError(f"{row.KIND} has no resource")
+    return _MESSAGES[kind](row)
 
 
 def rule_message(row: tables.Rule) -> pb.Rule:
@@ -88,6 +45,44 @@ def _service(row: tables.ServiceSettings) -> pb.Service:
         support_url=row.support_url,
         paused=row.paused,
         default_global_limits=_limits(row.default_global_limits),
+    )
+
+
+def _organization(row: tables.Organization) -> pb.Organization:
+    return pb.Organization(
+        name=row.name,
+        time_zone=row.time_zone,
+        paused=row.paused,
+        on_limits_unavailable=pb.LimitsUnavailablePolicy.ValueType(row.on_limits_unavailable),
+        default_output_cap_tokens=row.default_output_cap_tokens,
+    )
+
+
+def _user(row: tables.User) -> pb.User:
+    return pb.User(
+        name=row.name,
+        organization_id=row.organization_id,
+        tier=row.tier,
+        suspended=row.suspended,
+    )
+
+
+def _credential(row: tables.Credential) -> pb.Credential:
+    return pb.Credential(
+        name=row.name,
+        provider_id=row.provider_id,
+        version=row.version,
+        fingerprint=row.fingerprint,
+    )
+
+
+def _subject_limits(row: tables.SubjectLimits) -> pb.SubjectLimits:
+    return pb.SubjectLimits(
+        subject_kind=limits_pb2.SubjectKind.ValueType(row.subject_kind),
+        subject_id=row.subject_id,
+        limits=_limits(row.limits),
+        temporary_limits=_temporary_limits(row.temporary_limits),
+        resets=[limits_pb2.CounterReset(**item) for item in row.resets],
     )
 
 
@@ -168,3 +163,16 @@ def _timestamp(instant: datetime) -> Timestamp:
     timestamp = Timestamp()
     timestamp.FromDatetime(instant)
     return timestamp
+
+
+_MESSAGES: Final[dict[Kind, Callable[[Any], Message]]] = {  # Any: each takes rows of its kind
+    Kind.SERVICE: _service,
+    Kind.ORGANIZATION: _organization,
+    Kind.USER: _user,
+    Kind.API_KEY: _api_key,
+    Kind.CREDENTIAL: _credential,
+    Kind.SUBJECT_LIMITS: _subject_limits,
+    Kind.PRICE: _price,
+    Kind.DEVICE: _device,
+    Kind.TIER: _tier,
+}

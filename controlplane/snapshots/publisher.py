@@ -18,8 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from controlplane.domain.kinds import Kind
+from controlplane.snapshots.collecting import keep_out_of_collections, not_collecting
 from controlplane.snapshots.fleet import Fleet
-from controlplane.snapshots.orders import order_from_row
+from controlplane.snapshots.orders import TOLD_ACROSS_EPOCHS, order_from_row
 from controlplane.snapshots.snapshot import Position, Snapshot
 from controlplane.snapshots.working import WorkingState
 from controlplane.store.changes import Changes, changes_since, everything
@@ -34,8 +35,9 @@ POLL_S: Final = 1.0
 # Replicas that were started together must not poll together for ever.
 _POLL_JITTER: Final = 0.1
 
-# Longer than a first load of a million rows; a database that takes longer counts as away.
-_LOAD_DEADLINE_S: Final = 120.0
+# So long the next rows may take to come; a database that takes longer counts as away. Everything may take as long as it
+# has rows.
+_READ_DEADLINE_S: Final = 30.0
 
 _BANNED: Final = "this node is banned"
 
@@ -114,7 +116,7 @@ class Publisher:
                 spread = self._poll_s * _POLL_JITTER
                 poll_at_s = loop.time() + self._poll_s + self._jitter(-spread, spread)
             if self._publish_at_s is not None and loop.time() >= self._publish_at_s:
-                self._publish()
+                self._publish_or_log()
 
     async def _wait_until(self, deadline_s: float) -> bool:
         """Wait for a commit; say whether there was one before the deadline."""
@@ -141,13 +143,15 @@ class Publisher:
 
     async def _refresh(self) -> None:
         begun_at_s = self._fleet.now_s()
-        async with asyncio.timeout(_LOAD_DEADLINE_S), self._store.reading() as session:
+        async with asyncio.timeout(_READ_DEADLINE_S) as deadline, self._store.reading() as session:
             changes = await self._read_changes(session)
             if changes is _EVERYTHING:
-                await self._load(session)
+                await self._load(session, deadline)
         if isinstance(changes, Changes):
             await self._apply(changes)
-        self._fleet.note_read(begun_at_s)
+        if self._state.config_epoch == self._fleet.current.config_epoch:
+            # A later epoch that is not published, or not yet, may be what a node has.
+            self._fleet.note_read(begun_at_s)
 
     async def _read_changes(self, session: AsyncSession) -> Changes | _What:
         """Return what changed, that nothing did, or that only everything can be told."""
@@ -162,16 +166,22 @@ class Publisher:
         changes = await changes_since(session, state.revision)
         return changes if changes.is_complete and state.revision else _EVERYTHING
 
-    async def _load(self, session: AsyncSession) -> None:
+    async def _load(self, session: AsyncSession, deadline: asyncio.Timeout) -> None:
         state = WorkingState()
-        await state.load(self._noted(everything(session)))
+        with not_collecting():
+            await state.load(self._noted(everything(session), deadline))
+            keep_out_of_collections(len(state))
         self._take_over(state, is_urgent=state.config_epoch != self._fleet.config_epoch)
 
-    async def _noted(self, parts: AsyncIterator[Changes]) -> AsyncIterator[Changes]:
-        """Pass parts on, with what concerns the fleet noted."""
+    async def _noted(
+        self, parts: AsyncIterator[Changes], deadline: asyncio.Timeout
+    ) -> AsyncIterator[Changes]:
+        """Pass parts on, with what concerns the fleet noted; each puts the deadline off."""
+        loop = asyncio.get_running_loop()
         async for part in parts:
             self._note(part)
             yield part
+            deadline.reschedule(loop.time() + _READ_DEADLINE_S)
 
     async def _apply(self, changes: Changes) -> None:
         # Should it fail half-way, the next load begins with nothing.
@@ -190,8 +200,9 @@ class Publisher:
         if changes.config_epoch == self._fleet.config_epoch:
             self._fleet.announce(orders)
         else:
-            # Everything is on its way to everybody.
-            self._fleet.remember(orders)
+            # Everything is on its way to everybody, to some after others: what was revoked last overtakes it.
+            self._fleet.remember(orders[:-TOLD_ACROSS_EPOCHS])
+            self._fleet.announce(orders[-TOLD_ACROSS_EPOCHS:])
         self._apply_bans(changes)
 
     def _apply_bans(self, changes: Changes) -> None:
@@ -231,8 +242,18 @@ class Publisher:
         else:
             self._publish_at_s = min(now_s + QUIET_S, self._waiting_since_s + LONGEST_WAIT_S)
 
+    def _publish_or_log(self) -> None:
+        try:
+            self._publish()
+        except Exception:  # task boundary: a fault of one publication must not be the last one
+            _log.exception("configuration not offered to every node")
+            self._publish_at_s = asyncio.get_running_loop().time() + self._poll_s
+
     def _publish(self) -> None:
         self._waiting_since_s = self._publish_at_s = None
+        if not self._state.revision:
+            # What was to be published was lost with changes that could not be taken in; it is read anew.
+            return
         problems = self._state.problems()
         if problems != self._reported_problems and problems:
             _log.error(
@@ -241,10 +262,11 @@ class Publisher:
         self._reported_problems = problems
         if problems or (self._published and self._published.position == self._state.position):
             return
-        self._published = self._state.snapshot()
-        self._fleet.publish(self._published)
+        snapshot = self._state.snapshot()
+        self._fleet.publish(snapshot)
+        self._published = snapshot
         _log.info(
             "configuration published",
-            revision=self._published.revision,
-            resources=self._published.everything.count,
+            revision=snapshot.revision,
+            resources=snapshot.everything.count,
         )

@@ -2,6 +2,7 @@
 
 from typing import Final, NamedTuple
 
+from google.protobuf.message import Message
 from tollkeeper.common.v1 import devices_pb2, limits_pb2
 from tollkeeper.config.v1 import resources_pb2 as pb
 
@@ -25,6 +26,17 @@ _LIMITED_KINDS: Final = {
     limits_pb2.SUBJECT_KIND_KEY: pb.RESOURCE_KIND_API_KEY,
     limits_pb2.SUBJECT_KIND_DEVICE: pb.RESOURCE_KIND_DEVICE,
 }
+_MESSAGES: Final[dict[int, type[Message]]] = {
+    pb.RESOURCE_KIND_USER: pb.User,
+    pb.RESOURCE_KIND_API_KEY: pb.ApiKey,
+    pb.RESOURCE_KIND_DEVICE: pb.Device,
+    pb.RESOURCE_KIND_PROVIDER: pb.Provider,
+    pb.RESOURCE_KIND_CREDENTIAL: pb.Credential,
+    pb.RESOURCE_KIND_ROUTER: pb.Router,
+    pb.RESOURCE_KIND_SUBJECT_LIMITS: pb.SubjectLimits,
+}
+"""The kinds that refer to others."""
+
 _ROUTELESS_DEVICES: Final = frozenset(
     {devices_pb2.DEVICE_STATUS_REJECTED, devices_pb2.DEVICE_STATUS_REVOKED}
 )
@@ -33,43 +45,45 @@ _ROUTELESS_DEVICES: Final = frozenset(
 def references_of(resource: pb.Resource) -> tuple[ResourceKey, ...]:
     """Return the resources that must exist for `resource` to make sense.
 
-    A price refers to a provider by name or by kind, and may come before it: that is no reference. Neither is a tier: one
-    that is not there is none.
-
     Raises:
         google.protobuf.message.DecodeError: The payload is not the message of its kind.
     """
-    match resource.kind:
-        case pb.RESOURCE_KIND_USER:
-            user = pb.User.FromString(resource.payload)
-            return (ResourceKey(pb.RESOURCE_KIND_ORGANIZATION, user.organization_id),)
-        case pb.RESOURCE_KIND_API_KEY:
-            return _of_key(pb.ApiKey.FromString(resource.payload))
-        case pb.RESOURCE_KIND_DEVICE:
-            return _of_device(pb.Device.FromString(resource.payload))
-        case pb.RESOURCE_KIND_PROVIDER:
-            provider = pb.Provider.FromString(resource.payload)
+    message_type = _MESSAGES.get(resource.kind)
+    return references_in(message_type.FromString(resource.payload)) if message_type else ()
+
+
+def references_in(message: Message) -> tuple[ResourceKey, ...]:
+    """Return what `message`, the payload of a resource, refers to.
+
+    A price refers to a provider by name or by kind, and may come before it: that is no reference. Neither is a tier: one
+    that is not there is none.
+    """
+    match message:
+        case pb.User():
+            return (ResourceKey(pb.RESOURCE_KIND_ORGANIZATION, message.organization_id),)
+        case pb.ApiKey():
+            return _of_key(message)
+        case pb.Device():
+            return _of_device(message)
+        case pb.Provider():
             return (
-                *_owner(provider.organization_id),
+                *_owner(message.organization_id),
                 *(
                     ResourceKey(pb.RESOURCE_KIND_CREDENTIAL, credential_id)
-                    for credential_id in provider.credential_ids
+                    for credential_id in message.credential_ids
                 ),
             )
-        case pb.RESOURCE_KIND_CREDENTIAL:
-            credential = pb.Credential.FromString(resource.payload)
-            return (ResourceKey(pb.RESOURCE_KIND_PROVIDER, credential.provider_id),)
-        case pb.RESOURCE_KIND_ROUTER:
-            router = pb.Router.FromString(resource.payload)
-            providers = sorted({rule.provider_id for rule in router.rules})
+        case pb.Credential():
+            return (ResourceKey(pb.RESOURCE_KIND_PROVIDER, message.provider_id),)
+        case pb.Router():
+            providers = sorted({rule.provider_id for rule in message.rules})
             return (
-                *_owner(router.organization_id),
+                *_owner(message.organization_id),
                 *(ResourceKey(pb.RESOURCE_KIND_PROVIDER, provider) for provider in providers),
             )
-        case pb.RESOURCE_KIND_SUBJECT_LIMITS:
-            limits = pb.SubjectLimits.FromString(resource.payload)
-            kind = _LIMITED_KINDS.get(limits.subject_kind)
-            return () if kind is None else (ResourceKey(kind, limits.subject_id),)
+        case pb.SubjectLimits():
+            kind = _LIMITED_KINDS.get(message.subject_kind)
+            return () if kind is None else (ResourceKey(kind, message.subject_id),)
         case _:
             return ()
 

@@ -141,10 +141,13 @@ class Snapshot:
         """Say whether administrators deleted so much that a node at `applied` would suspect a fault.
 
         The node's guard is against a control plane that lost its rows, or reads the wrong
-        database: there nobody deleted anything, and the guard holds.
+        database: there nobody deleted anything, and the guard holds. Where deletions are forgotten
+        they may have been many: a node that was away for so long must not stay with what is gone.
         """
         if applied.config_epoch != self.config_epoch:
             return False
+        if applied.revision < self.compacted_revision:
+            return True
         counts: dict[int, int] = {}
         for removal in self.log.removals_between(applied.revision, self.revision, scope):
             kind = removal.key.kind

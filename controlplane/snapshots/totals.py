@@ -6,9 +6,10 @@ revision; whether that is what the revision had tells a node that may be sent ch
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Final
+
+import msgspec
 
 from controlplane.domain.digest import digest_bytes, with_resource, without_resource
 from controlplane.snapshots.scopes import SHARED, Scope
@@ -19,8 +20,7 @@ KNOWN_REVISIONS: Final = 4_096
 _REVISION: Final = itemgetter(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
+class Totals(msgspec.Struct, frozen=True, gc=False):
     """Sums over resources: of their hashes (modulo 2^256), their number, the bytes of their payloads."""
 
     digest_sum: int = 0

@@ -43,6 +43,7 @@ class Transfer:
     transfer_id: int
     intent: pb.TransferIntent.ValueType
     to: Position
+    resource_count: int
     messages: Iterator[Message | None]
 
 
@@ -76,7 +77,7 @@ def full_transfer(
         payload_bytes=totals.payload_bytes,
     )
     entries = _entries(snapshot.items(scope), bundler)
-    return Transfer(transfer_id, begin.intent, to, _messages(begin, entries))
+    return Transfer(transfer_id, begin.intent, to, totals.count, _messages(begin, entries))
 
 
 def delta_transfer(
@@ -103,7 +104,7 @@ def delta_transfer(
         **{"from": position_to_proto(since)},  # a word of Python's own
     )
     entries = _delta_entries(difference, bundler)
-    return Transfer(transfer_id, begin.intent, to, _messages(begin, entries))
+    return Transfer(transfer_id, begin.intent, to, begin.resource_count, _messages(begin, entries))
 
 
 def empty_transfer(transfer_id: int, to: Position) -> Transfer:
@@ -114,7 +115,7 @@ def empty_transfer(transfer_id: int, to: Position) -> Transfer:
         reason=pb.TRANSFER_REASON_CURRENT,
         to=position_to_proto(to),
     )
-    return Transfer(transfer_id, begin.intent, to, _messages(begin, ()))
+    return Transfer(transfer_id, begin.intent, to, 0, _messages(begin, ()))
 
 
 def _messages(begin: pb.TransferBegin, entries: Iterable[bytes | None]) -> Iterator[Message | None]:

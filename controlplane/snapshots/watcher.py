@@ -37,8 +37,10 @@ from controlplane.snapshots.transfers import (
 )
 from controlplane.snapshots.understanding import Understanding
 
-# 30 s: longer than any node takes to apply; afterwards something newer may be sent all the same.
+# 30 s, and more for much: longer than any node takes to apply; afterwards something newer may be sent all the same. Sent
+# too early it would undo the work of a node that is slow, again and again.
 ANSWER_PATIENCE_S: Final = 30.0
+SLOWEST_APPLIED_PER_S: Final = 5_000
 
 # 2 s: two polls of the database. Who has something newer than that asks another control plane.
 CATCH_UP_S: Final = 2.0
@@ -192,10 +194,12 @@ class Watcher(OpenStream):
         return message
 
     def _is_overdue(self, outstanding: _Outstanding, now_s: float) -> bool:
+        transfer = outstanding.transfer
+        patience_s = ANSWER_PATIENCE_S + transfer.resource_count / SLOWEST_APPLIED_PER_S
         return (
             outstanding.is_sent
-            and now_s - outstanding.sent_at_s > ANSWER_PATIENCE_S
-            and self.wanted != outstanding.transfer.to
+            and now_s - outstanding.sent_at_s > patience_s
+            and self.wanted != transfer.to
         )
 
     def _next_outstanding(self, now_s: float) -> _Outstanding | None:

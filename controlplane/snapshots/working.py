@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from tollkeeper.config.v1 import resources_pb2 as pb
 
@@ -11,10 +11,10 @@ from controlplane.snapshots.build import Built, Gone, ResourceBuilder
 from controlplane.snapshots.consistency import ReferenceGraph
 from controlplane.snapshots.encoding import decoded, resource_entry
 from controlplane.snapshots.history import Item, Log, Removal
-from controlplane.snapshots.references import ResourceKey, references_of
+from controlplane.snapshots.references import ResourceKey
 from controlplane.snapshots.scopes import SHARED, UNRESOLVED, owner_of, parent_of
 from controlplane.snapshots.snapshot import Position, Snapshot
-from controlplane.snapshots.totals import NOTHING, FormerDigests, Totals
+from controlplane.snapshots.totals import NOTHING, FormerDigests, Totals, sum_of
 from controlplane.snapshots.transfers import MAX_RESOURCE_BYTES
 from controlplane.snapshots.urgency import is_urgent
 from controlplane.store.changes import Changes
@@ -54,14 +54,22 @@ class WorkingState:
         return step.is_urgent
 
     async def load(self, parts: AsyncIterable[Changes]) -> None:
-        """Take in everything, part by part; only for a state that is empty, and likewise."""
+        """Take in everything, part by part; only for a state that is empty, and likewise.
+
+        Owners come in the same part as what they own, or in one before.
+        """
         step: _Step | None = None
         async for part in parts:
             step = step or _Step(0, part.revision, 0)
             await self._take(part, step)
+            await self._put_arrived(step)
             last = part
         if step is not None:
             await self._finish(step, last)
+
+    def __len__(self) -> int:
+        """Return how many resources there are."""
+        return len(self._items)
 
     def problems(self) -> list[str]:
         """Return why this state must not be published: at most 20 lines, none when it may."""
@@ -94,13 +102,14 @@ class WorkingState:
         for arrived in self._builder.build(changes):
             if isinstance(arrived, Gone):
                 self._graph.remove(arrived.key)
-                step.arrived.append(arrived)
+                step.stones.append(arrived)
             else:
                 if not step.is_first:
                     step.is_urgent |= is_urgent(self._resource(arrived.key), arrived.resource)
-                self._graph.put(arrived.key, references_of(arrived.resource))
-                step.arrived.append(self._item(arrived, step))
-            await step.breathe()
+                self._graph.put(arrived.key, arrived.references)
+                step.arrived.append(_Arrived(self._item(arrived, step), _hash_of(arrived.resource)))
+            if step.is_long():
+                await asyncio.sleep(0)
 
     def _item(self, built: Built, step: "_Step") -> Item:
         key, resource = self._graph.known(built.key), built.resource
@@ -113,13 +122,14 @@ class WorkingState:
         return Item(key, UNRESOLVED, at, entry, len(resource.payload), built.secret)
 
     async def _finish(self, step: "_Step", changes: Changes) -> None:
-        for arrived in step.arrived:
-            if isinstance(arrived, Gone):
-                self._remove(arrived, step)
-            else:
-                self._put(arrived, step)
-            await step.breathe()
-        if not step.is_first:
+        for stone in step.stones:
+            self._remove(stone, step)
+            if step.is_long():
+                await asyncio.sleep(0)
+        await self._put_arrived(step)
+        if step.is_first:
+            self._everything = sum_of(self._totals.values())
+        else:
             self._former.note(self.revision, step.everything_before, step.changed)
         self.config_epoch = changes.config_epoch
         self.revision = changes.revision
@@ -130,15 +140,32 @@ class WorkingState:
         self._log.removals.extend(step.removals)
         self._log = self._log.rewritten(len(self._items), self._compacted_revision)
 
-    def _put(self, item: Item, step: "_Step") -> None:
-        item.owner = owner_of(item.key, self._graph.find_targets)
+    async def _put_arrived(self, step: "_Step") -> None:
+        for arrived in step.arrived:
+            self._put(arrived, step)
+            if step.is_long():
+                await asyncio.sleep(0)
+        step.arrived.clear()
+
+    def _put(self, arrived: "_Arrived", step: "_Step") -> None:
+        item = arrived.item
+        item.owner = self._owner_of(item.key, step)
         former = self._items.get(item.key)
         is_elsewhere = former is None or former.owner != item.owner
         if former is not None:
             self._end(former, item.at, step, is_gone=is_elsewhere)
-        self._add(item, step)
+        self._add(item, arrived.hashed, step)
         if is_elsewhere and not step.is_first:
             self._move_dependents(item.key, item.at, step)
+
+    def _owner_of(self, key: ResourceKey, step: "_Step") -> str:
+        if step.is_first:
+            # Nothing changes hands: what the owner was found to be of is looked up and not followed again.
+            parent = parent_of(key, self._graph.targets_of(key))
+            known = self._items.get(parent) if parent else None
+            if known is not None:
+                return known.owner
+        return owner_of(key, self._graph.find_targets)
 
     def _remove(self, gone: Gone, step: "_Step") -> None:
         at = step.at(gone.revision)
@@ -168,22 +195,22 @@ class WorkingState:
                 continue
             at = max(at, former.at)
             self._end(former, at, step, is_gone=True)
-            self._add(former.moved(owner, at), step)
+            self._add(former.moved(owner, at), _hash_of(decoded(former.entry)), step)
             self._move_dependents(key, at, step)
 
-    def _add(self, item: Item, step: "_Step") -> None:
-        hashed = _hash_of(item)
+    def _add(self, item: Item, hashed: int, step: "_Step") -> None:
         self._items[item.key] = item
         step.items.append(item)
         before = self._totals_before(item.owner, step)
         self._totals[item.owner] = before.with_one(hashed, item.payload_bytes)
-        self._everything = self._everything.with_one(hashed, item.payload_bytes)
+        if not step.is_first:
+            self._everything = self._everything.with_one(hashed, item.payload_bytes)
 
     def _end(self, item: Item, at: int, step: "_Step", *, is_gone: bool) -> None:
         item.ended = at
         if is_gone:
             step.removals.append(Removal(at, item.key, item.owner))
-        hashed = _hash_of(item)
+        hashed = _hash_of(decoded(item.entry))
         left = self._totals_before(item.owner, step).without_one(hashed, item.payload_bytes)
         self._everything = self._everything.without_one(hashed, item.payload_bytes)
         if left == NOTHING and item.owner != SHARED:
@@ -198,13 +225,21 @@ class WorkingState:
         return found
 
 
+class _Arrived(NamedTuple):
+    """What is new or changed, and what it adds to the digest."""
+
+    item: Item
+    hashed: int
+
+
 class _Step:
     """What one application of changes does to the history, until it is complete."""
 
     def __init__(self, before: int, after: int, everything_before: int) -> None:
         self.is_first = before == 0
         self.is_urgent = False
-        self.arrived: list[Item | Gone] = []
+        self.stones: list[Gone] = []
+        self.arrived: list[_Arrived] = []
         self.items: list[Item] = []
         self.removals: list[Removal] = []
         self.gone: set[ResourceKey] = set()
@@ -222,13 +257,11 @@ class _Step:
         """
         return revision if revision > self._before else self._after
 
-    async def breathe(self) -> None:
-        """Leave the event loop to others after some rows."""
+    def is_long(self) -> bool:
+        """Count a row; say whether others should have their turn before the next."""
         self._count += 1
-        if self._count % _SLICE_ROWS == 0:
-            await asyncio.sleep(0)
+        return self._count % _SLICE_ROWS == 0
 
 
-def _hash_of(item: Item) -> int:
-    resource = decoded(item.entry)
+def _hash_of(resource: pb.Resource) -> int:
     return resource_hash(resource.kind, resource.id, resource.revision, resource.payload)

@@ -2,9 +2,10 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, cast
 
-from sqlalchemy import func, literal, union_all
+from sqlalchemy import ColumnElement, func, inspect, literal, true, union_all
+from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -25,10 +26,13 @@ from controlplane.store.tables import (
 # The newest of a week. Whoever missed more of them gets them with the configuration itself.
 MAX_REVOCATIONS: Final = 5_000
 
-# A few milliseconds of work for the event loop.
-PAGE_ROWS: Final = 250
+# Each page is a way to the driver's thread and back; who takes it in divides it up once more.
+PAGE_ROWS: Final = 1_000
 
 _MANY: Final[tuple[type[ConfigurationRow], ...]] = (User, ApiKey, Device, SubjectLimits, Price)
+
+# Nothing of them travels, and instants are slow to read.
+_NOT_READ: Final = frozenset({"created_at", "updated_at"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,8 @@ class Changes:
     is_complete: bool
     """False when deletions this far back are forgotten: only everything (revision 0) can be told."""
     rows: dict[Kind, list[ConfigurationRow]]
-    """Every kind has a list, by id."""
+    """Every kind has a list. Of kinds with many rows they only read like rows of their table, and have no `created_at` and
+    no `updated_at`; the kind says which table that is."""
     tombstones: list[Tombstone]
     """By revision. An id that exists again is in `rows` only."""
     compacted_revision: int = 0
@@ -64,9 +69,15 @@ async def changes_since(session: AsyncSession, revision: int) -> Changes:
     changes = _nothing(counter, is_complete=is_complete)
     changed = await _changed_kinds(session, revision)
     for table in CONFIGURATION:
-        if table.KIND in changed:
-            statement = select(table).where(col(table.revision) > revision).order_by(col(table.id))
-            changes.rows[table.KIND].extend((await session.exec(statement)).all())
+        if table.KIND not in changed:
+            continue
+        found = changes.rows[table.KIND]
+        if table in _MANY:
+            async for rows in _pages(session, table, col(table.revision) > revision):
+                found.extend(rows)
+        else:
+            statement = select(table).where(col(table.revision) > revision)
+            found.extend((await session.exec(statement)).all())
     changes.tombstones.extend(_still_gone(await _tombstones_since(session, revision), changes.rows))
     changes.revocations.extend(await _revocations_since(session, revision))
     return changes
@@ -76,27 +87,21 @@ async def everything(session: AsyncSession) -> AsyncIterator[Changes]:
     """Yield everything there is, in parts that are read when they are asked for.
 
     The first part holds what has few rows, what others are composed of, the revocations, and all tombstones: also those
-    of ids that exist again. `session` comes from `Store.reading()`, so that all parts are one state; it forgets the rows of
-    a part when the next one is asked for.
+    of ids that exist again. `session` comes from `Store.reading()`, so that all parts are one state.
     """
     counter = (await session.exec(select(RevisionCounter))).one()
     first = _nothing(counter, is_complete=True)
     for table in CONFIGURATION:
         if table not in _MANY:
-            statement = select(table).order_by(col(table.id))
-            first.rows[table.KIND].extend((await session.exec(statement)).all())
+            first.rows[table.KIND].extend((await session.exec(select(table))).all())
     first.revocations.extend(await _revocations_since(session, 0))
     first.tombstones.extend(await _tombstones_since(session, 0))
     yield first
-    session.expunge_all()
     for table in _MANY:
-        last_id = ""
-        while rows := await _page(session, table, after=last_id):
-            last_id = rows[-1].id
+        async for rows in _pages(session, table, true()):
             part = _nothing(counter, is_complete=True)
             part.rows[table.KIND].extend(rows)
             yield part
-            session.expunge_all()
 
 
 def _nothing(counter: RevisionCounter, *, is_complete: bool) -> Changes:
@@ -124,11 +129,20 @@ async def _changed_kinds(session: AsyncSession, revision: int) -> set[Kind]:
     return {Kind(kind) for kind in (await session.exec(statement)).all()}
 
 
-async def _page(
-    session: AsyncSession, table: type[ConfigurationRow], *, after: str
-) -> Sequence[ConfigurationRow]:
-    statement = select(table).where(col(table.id) > after).order_by(col(table.id)).limit(PAGE_ROWS)
-    return (await session.exec(statement)).all()
+async def _pages(
+    session: AsyncSession, table: type[ConfigurationRow], which: ColumnElement[bool]
+) -> AsyncIterator[Sequence[ConfigurationRow]]:
+    """Yield rows as plain tuples with names: instances would cost more than all that is made of them."""
+    columns: list[ColumnElement[Any]] = [  # Any: values of every type
+        column for column in inspect(table).columns if column.name not in _NOT_READ
+    ]
+    connection = await session.connection()
+    found = await connection.stream(
+        select_columns(*columns).where(which), execution_options={"yield_per": PAGE_ROWS}
+    )
+    async for rows in found.partitions():
+        # They have the attributes of the table's rows, which is all that is asked of them.
+        yield cast(Sequence[ConfigurationRow], rows)
 
 
 async def _tombstones_since(session: AsyncSession, revision: int) -> Sequence[Tombstone]:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select, text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from controlplane.domain.epochs import new_epoch
+from controlplane.domain.epochs import is_epoch, new_epoch
 from controlplane.store.position_marker import SeenPosition
 from controlplane.store.service import SYSTEM_ACTOR
 from controlplane.store.tables import AuditEntry, RevisionCounter
@@ -45,7 +45,16 @@ class DatabaseState:
         """Return why the database cannot go on in its epoch, or None; `seen` is the highest position known of it."""
         if is_other_database(self.stored_identity, self.identity):
             return Cause.OTHER_DATABASE
-        return Cause.WENT_BACK if seen is not None and self.is_behind(seen) else None
+        return Cause.WENT_BACK if seen is not None and self.is_older_than(seen) else None
+
+    def is_older_than(self, seen: SeenPosition) -> bool:
+        """Say whether the revisions went back, or the epoch did: that of a backup that is put back once more.
+
+        A backup brings the epoch along that it was made in, whatever began since: going on in it would give its numbers
+        another content a second time.
+        """
+        is_former = is_epoch(self.config_epoch) and self.config_epoch < seen.config_epoch
+        return self.is_behind(seen) or (is_former and is_epoch(seen.config_epoch))
 
     def is_behind(self, seen: SeenPosition) -> bool:
         """Say whether the revisions went back in the same epoch."""
@@ -83,13 +92,15 @@ async def begin_epoch(
     highest_known: int,
     now: datetime,
     random: bytes,
+    latest_known: str = "",
 ) -> DatabaseState:
     """Write a new epoch and its audit row, and have it announced; return how it is then.
 
+    It is later than that of `state` and than the epoch `latest_known`.
     `state` was read for update in this session. Revisions go on from where they are, so whatever was kept by revision
     (tombstones, former versions) stays true.
     """
-    epoch = new_epoch(now, random, after=state.config_epoch)
+    epoch = new_epoch(now, random, after=max(state.config_epoch, latest_known))
     counter = await session.get_one(RevisionCounter, COUNTER_ID)
     counter.config_epoch = epoch
     counter.database_identity = state.identity or state.stored_identity

@@ -4,7 +4,8 @@ Revisions of one epoch are compared by their numbers, so a database whose revisi
 the same number would come to mean another content. It gets a new epoch, and every node everything. What gives it away:
 
 * PostgreSQL says of itself which cluster and which database it is; the counter's row remembers it.
-* A file beside SQLite remembers the highest revision (`PositionMarker`); a running control plane remembers it too.
+* A file beside SQLite remembers the latest epoch and its highest revision (`PositionMarker`); a running control plane
+  remembers them too.
 * A node has applied a revision that the database does not have, also when it is asked again a second later. A node could
   claim anything, so that makes one epoch an hour at most, whatever the number of control planes.
 
@@ -153,7 +154,7 @@ class Epochs:
 
     def _see(self, state: DatabaseState) -> None:
         position = SeenPosition(state.config_epoch, state.revision)
-        if self._seen is None or not state.is_behind(self._seen):
+        if self._seen is None or not state.is_older_than(self._seen):
             self._seen = position
 
     async def _settle(self, *, with_identity: bool) -> DatabaseState:
@@ -164,7 +165,7 @@ class Epochs:
             if cause is None:
                 await store_identity(session, state)
                 return state
-            known = self._seen.revision if self._seen else 0
+            known, epoch = (self._seen.revision, self._seen.config_epoch) if self._seen else (0, "")
             after = await begin_epoch(
                 session,
                 state,
@@ -172,6 +173,7 @@ class Epochs:
                 highest_known=known,
                 now=self._store.clock(),
                 random=self._random_bytes(_RANDOM_BYTES),
+                latest_known=epoch,
             )
         self._tell(state, after, cause, known)
         return after

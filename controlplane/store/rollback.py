@@ -8,9 +8,12 @@ import base64
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final
 
 from sqlalchemy import LargeBinary, inspect
+from sqlmodel import col, select
 
 from controlplane.domain.kinds import Kind
 from controlplane.domain.rollback import UNTOUCHED, Restored, Skipped, differs, restored
@@ -23,7 +26,6 @@ from controlplane.store.tables import (
     Provider,
     Router,
     Rule,
-    SubjectLimits,
 )
 from controlplane.store.transactions import Transaction
 
@@ -44,6 +46,9 @@ _ORDER: Final = (
     Kind.PRICE,
     Kind.SUBJECT_LIMITS,
 )
+_LEAVES: Final = frozenset({Kind.SUBJECT_LIMITS, Kind.PRICE})
+_CHUNK: Final = 500
+
 # Limits of somebody who does not come back say nothing: by `common.v1.SubjectKind`.
 _LIMITED_KINDS: Final = {4: Kind.API_KEY, 5: Kind.DEVICE}
 _MAX_PARTED_NAME: Final = 60
@@ -69,12 +74,24 @@ async def roll_back(tx: Transaction, revision: int) -> Rollback:
     await history.check(revision)
     _, newest = await history.bounds()
     differences = await history.differences(newest, revision)
+    differences = [each for each in differences if each.key[0] not in UNTOUCHED]
+    rows = await _present_rows(tx, [each.key for each in differences])
     plan = _Plan(tx)
     for difference in differences:
-        if difference.key[0] not in UNTOUCHED:
-            await plan.add(difference)
+        plan.add(difference, rows.get(difference.key))
     await plan.carry_out()
     return plan.done
+
+
+async def _present_rows(tx: Transaction, keys: list[RowKey]) -> dict[RowKey, ConfigurationRow]:
+    found: dict[RowKey, ConfigurationRow] = {}
+    for kind, of_kind in groupby(sorted(keys), key=itemgetter(0)):
+        table, ids = _TABLES[kind], [row_id for _, row_id in of_kind]
+        for start in range(0, len(ids), _CHUNK):
+            statement = select(table).where(col(table.id).in_(ids[start : start + _CHUNK]))
+            for row in (await tx.session.exec(statement)).all():
+                found[kind, row.id] = row
+    return found
 
 
 class _Plan:
@@ -89,13 +106,12 @@ class _Plan:
         self._not_back: set[RowKey] = set()
         self._limits: list[Difference] = []
 
-    async def add(self, difference: Difference) -> None:
-        """Decide what happens to one row. Limits wait until it is known who comes back."""
-        kind, row_id = difference.key
+    def add(self, difference: Difference, row: ConfigurationRow | None) -> None:
+        """Decide what happens to `row`, None where there is none now. Limits wait until it is known who comes back."""
+        kind, _ = difference.key
         if kind is Kind.SUBJECT_LIMITS and difference.before is None:
             self._limits.append(difference)
             return
-        row = await self._tx.session.get(_TABLES[kind], row_id)
         if difference.after is None:
             if row is not None:
                 self._gone.append(row)
@@ -126,10 +142,12 @@ class _Plan:
         for difference in self._limits:
             self._add_limits(difference)
         session = self._tx.session
+        # Nobody refers to them, and who comes back may be called as one of them is.
+        await self._delete(row for row in self._gone if row.KIND in _LEAVES)
         self._part_with_names()
         await session.flush()
-        for row in _in_order(self._new):
-            self._tx.add(row)
+        for _, rows in groupby(_in_order(self._new), key=_kind_of):
+            session.add_all(rows)
             await session.flush()
         for row, columns in self._changed:
             for name, value in columns.items():
@@ -137,10 +155,14 @@ class _Plan:
                     setattr(row, name, value)
         await session.flush()
         await self._touch_wholes()
-        for row in reversed(_in_order(self._gone)):
-            await self._tx.delete(row)
-            await session.flush()
+        await self._delete(row for row in self._gone if row.KIND not in _LEAVES)
         self.done.deleted = self._gone
+
+    async def _delete(self, gone: Iterable[ConfigurationRow]) -> None:
+        for _, rows in groupby(reversed(_in_order(gone)), key=_kind_of):
+            for row in rows:
+                await self._tx.delete(row)
+            await self._tx.session.flush()
 
     def _add_limits(self, difference: Difference) -> None:
         then = difference.after or {}
@@ -155,7 +177,7 @@ class _Plan:
         wanted = {(row.KIND, getattr(row, "name", "")) for row in self._new}
         for row in self._gone:
             name = getattr(row, "name", "")
-            if name and (row.KIND, name) in wanted and not isinstance(row, SubjectLimits):
+            if name and (row.KIND, name) in wanted and row.KIND not in _LEAVES:
                 row.name = f"{name[: _MAX_PARTED_NAME - len(row.id)]}~{row.id}"
 
     async def _touch_wholes(self) -> None:
@@ -171,6 +193,10 @@ class _Plan:
         for table, row_id in wholes:
             if (table.KIND, row_id) not in gone:
                 self._tx.touch(await self._tx.session.get_one(table, row_id))
+
+
+def _kind_of(row: ConfigurationRow) -> Kind:
+    return row.KIND
 
 
 def _in_order(rows: Iterable[ConfigurationRow]) -> list[ConfigurationRow]:

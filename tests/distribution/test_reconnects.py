@@ -113,6 +113,7 @@ async def test_who_is_older_than_what_deletions_are_told_for_gets_everything(
 
     assert received.begin.intent == pb.TRANSFER_INTENT_FULL
     assert received.begin.reason == pb.TRANSFER_REASON_COMPACTED
+    assert received.begin.force
     assert (KEY, "key-1") not in node.held
 
 

@@ -83,7 +83,7 @@ async def payload(store: Store, subject: str) -> resources_pb2.SubjectLimits | N
         row = (await session.exec(statement)).one_or_none()
     if row is None:
         return None
-    message = plain_message(row)
+    message = plain_message(row.KIND, row)
     assert isinstance(message, resources_pb2.SubjectLimits)
     return message
 

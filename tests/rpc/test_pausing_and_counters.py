@@ -82,7 +82,10 @@ async def published(store: Store) -> bool:
     own = fleet()
     await Publisher(store, own).load()
     watcher = own.attach(config_service_pb2.Hello(node_id="node-1", boot_id="b"))
-    while (message := watcher.next_message(own.now_s())) is not None:
+    while (said := watcher.next_message(own.now_s())) is not None:
+        if not isinstance(said, bytes):
+            continue
+        message = config_service_pb2.StreamConfigResponse.FromString(said)
         for each in message.transfer_chunk.resources:
             if each.kind == resources_pb2.RESOURCE_KIND_SERVICE:
                 return resources_pb2.Service.FromString(each.payload).paused

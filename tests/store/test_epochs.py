@@ -4,7 +4,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -206,6 +206,30 @@ async def test_a_backup_that_is_put_back_begins_a_new_epoch(
     assert after.revision == 1
     assert entry.resource == Cause.WENT_BACK
     assert entry.request["highest_known"] == 3
+
+
+@only("sqlite")
+async def test_a_backup_that_is_put_back_again_begins_another_epoch_even_if_the_clock_went_back(
+    database_url: str, tmp_path: Path
+) -> None:
+    path, backup = tmp_path / "controlplane.sqlite", tmp_path / "backup.sqlite"
+    store = Store(database_url)
+    await write(store, "a")
+    await store.close()
+    shutil.copyfile(path, backup)
+    epochs, clock = [], datetime.now(UTC)
+    for _ in range(3):
+        for each in tmp_path.glob("controlplane.sqlite*"):
+            each.unlink()
+        shutil.copyfile(backup, path)
+        clock -= timedelta(days=1)
+        store = Store(database_url, clock=lambda now=clock: now)  # type: ignore[misc] # its default
+        async with watching(Epochs(store, marker(tmp_path))):
+            await write(store, "b")
+        epochs.append((await counter(store)).config_epoch)
+        await store.close()
+
+    assert epochs == sorted(set(epochs))
 
 
 @only("sqlite")
