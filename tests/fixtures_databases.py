@@ -104,7 +104,7 @@ class PostgresServer:
         self.execute(
             "".join(f'DELETE FROM "{table.name}";' for table in reversed(tables))  # noqa: S608
             + f"UPDATE {_COUNTER} SET revision = 0, compacted_revision = 0,"  # noqa: S608
-            " history_from_revision = 0, database_identity = '';",
+            " history_from_revision = 0, database_identity = '', former_epochs = '[]';",
             name,
         )
         self.idle.append(name)

@@ -69,6 +69,8 @@ class Snapshot:
     revision: int
     compacted_revision: int
     """What was deleted up to it is forgotten: what changed since an older revision cannot be told."""
+    former_epochs: frozenset[str]
+    """Those of this database before it was restored."""
     log: Log
     totals: Mapping[str, Totals]
     """By owner."""
@@ -143,9 +145,10 @@ class Snapshot:
         The node's guard is against a control plane that lost its rows, or reads the wrong
         database: there nobody deleted anything, and the guard holds. Where deletions are forgotten
         they may have been many: a node that was away for so long must not stay with what is gone.
+        Neither must one that comes from what this database was before it was restored.
         """
         if applied.config_epoch != self.config_epoch:
-            return False
+            return applied.config_epoch in self.former_epochs
         if applied.revision < self.compacted_revision:
             return True
         counts: dict[int, int] = {}

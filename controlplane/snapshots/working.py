@@ -33,6 +33,7 @@ class WorkingState:
         self.config_epoch = ""
         self.revision = 0
         self._compacted_revision = 0
+        self._former_epochs: frozenset[str] = frozenset()
         self._builder = ResourceBuilder()
         self._graph = ReferenceGraph()
         self._items: dict[ResourceKey, Item] = {}
@@ -87,6 +88,7 @@ class WorkingState:
             self.config_epoch,
             self.revision,
             self._compacted_revision,
+            self._former_epochs,
             self._log,
             dict(self._totals),
             self._everything,
@@ -134,6 +136,7 @@ class WorkingState:
         self.config_epoch = changes.config_epoch
         self.revision = changes.revision
         self._compacted_revision = changes.compacted_revision
+        self._former_epochs = changes.former_epochs
         step.items.sort(key=lambda item: item.at)
         step.removals.sort(key=lambda removal: removal.at)
         self._log.items.extend(step.items)

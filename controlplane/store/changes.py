@@ -53,6 +53,8 @@ class Changes:
     no `updated_at`; the kind says which table that is."""
     tombstones: list[Tombstone]
     """By revision. An id that exists again is in `rows` only."""
+    former_epochs: frozenset[str] = frozenset()
+    """Those of this database before it was restored."""
     compacted_revision: int = 0
     """Deletions up to it are forgotten."""
     revocations: list[RevocationRow] = field(default_factory=list)
@@ -111,6 +113,7 @@ def _nothing(counter: RevisionCounter, *, is_complete: bool) -> Changes:
         is_complete=is_complete,
         rows={table.KIND: [] for table in CONFIGURATION},
         tombstones=[],
+        former_epochs=frozenset(counter.former_epochs),
         compacted_revision=counter.compacted_revision,
     )
 

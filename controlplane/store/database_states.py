@@ -24,6 +24,10 @@ CLAIM_PAUSE: Final = timedelta(hours=1)
 """So long after an epoch that a node's claim began no other one begins for that reason."""
 
 
+MAX_FORMER_EPOCHS: Final = 20
+"""More restored databases than a node ever sleeps through."""
+
+
 class Cause(StrEnum):
     """Why a new epoch begins."""
 
@@ -103,6 +107,8 @@ async def begin_epoch(
     epoch = new_epoch(now, random, after=max(state.config_epoch, latest_known))
     counter = await session.get_one(RevisionCounter, COUNTER_ID)
     counter.config_epoch = epoch
+    former = dict.fromkeys([*counter.former_epochs, state.config_epoch, latest_known])
+    counter.former_epochs = [each for each in former if each][-MAX_FORMER_EPOCHS:]
     counter.database_identity = state.identity or state.stored_identity
     session.add(counter)
     request = {"before": state.config_epoch, "after": epoch, "highest_known": highest_known}

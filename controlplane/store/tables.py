@@ -266,6 +266,8 @@ class RevisionCounter(SQLModel, table=True):
 
     Tombstones up to `compacted_revision` are gone: what changed since an older revision cannot be told any more.
     `history_from_revision` is the oldest revision whose content `row_versions` still tell, and those of all revisions after it.
+    `former_epochs` are those that this database had before it was restored, the newest last: nodes that come from one of
+    them are led over without suspicion.
     `database_identity` is what the server said of itself when the epoch began (PostgreSQL: the cluster's system identifier
     and the database's own number); another one means that this is a copy. Empty: not asked yet.
     """
@@ -283,6 +285,11 @@ class RevisionCounter(SQLModel, table=True):
     compacted_revision: int = Field(default=0, sa_type=BigInteger)
     history_from_revision: int = Field(
         default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": literal_text("0")}
+    )
+    former_epochs: list[str] = Field(
+        default_factory=list,
+        sa_type=Json,
+        sa_column_kwargs={"server_default": literal_text("'[]'")},
     )
     database_identity: str = Field(
         default="", sa_type=text(128), sa_column_kwargs={"server_default": literal_text("''")}

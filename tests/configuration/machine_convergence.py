@@ -26,8 +26,6 @@ async def converge(world: World) -> None:
         if loop.time() > ends_at:
             world.truths.failures += [_lament(world, each) for each in missing]
             break
-        for host in missing:
-            await _wipe_if_guarded(world, host)
         await asyncio.sleep(0.01)  # polled: what is awaited happens in other tasks
     world.truths.check(world.hosts)
 
@@ -45,21 +43,6 @@ def _has_converged(world: World, host: Host) -> bool:
     told = [{text.partition(":")[0] for text in each.quarantined} for each in watchers]
     is_whole = host.scope or position.digest == plane.fleet.current.digest
     return bool(is_whole) and life.current.is_serving and told == [bad]
-
-
-async def _wipe_if_guarded(world: World, host: Host) -> None:
-    """Do what an operator must whose database lost most of its rows, where nobody deleted them."""
-    plane, life = world.service.running, host.life
-    assert plane is not None
-    assert life is not None
-    content, place = read_content(world.service.path), life.watch.holdings.position
-    is_unexplained = place.config_epoch != content.config_epoch
-    for watcher in plane.fleet.watchers():
-        if watcher.node_id == host.name and watcher.refusal == "guard" and is_unexplained:
-            await host.stop()
-            host.wipe()
-            world.truths.claims[host.name].clear()
-            await host.start()
 
 
 def _lament(world: World, host: Host) -> str:

@@ -54,8 +54,6 @@ from tests.identity.control_planes import (
     running,
 )
 
-pytest_plugins = ["tests.identity.conftest"]
-
 # Plain text that must be found wherever the configuration is in the clear: else nothing would be found at all.
 PROVIDER = "provider-canary-in-plain"
 KEY = "acme/alice/laptop"

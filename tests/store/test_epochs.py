@@ -203,6 +203,7 @@ async def test_a_backup_that_is_put_back_begins_a_new_epoch(
     [entry] = await beginnings(store)
     await store.close()
     assert after.config_epoch > before.config_epoch
+    assert before.config_epoch in after.former_epochs
     assert after.revision == 1
     assert entry.resource == Cause.WENT_BACK
     assert entry.request["highest_known"] == 3

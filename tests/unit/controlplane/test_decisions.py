@@ -14,6 +14,7 @@ from controlplane.snapshots.snapshot import Position, Snapshot
 from controlplane.snapshots.totals import FormerDigests, Totals, sum_of
 
 EPOCH, LATER = "t000000000001-000000000000", "t000000000002-000000000000"
+FORMER = "epoch-0"
 OTHER = ResourceKey(resources_pb2.RESOURCE_KIND_USER, "gone")
 ONE = frozenset({"one"})
 
@@ -30,7 +31,14 @@ def snapshot(removals: Iterable[Removal] = (Removal(8, OTHER, "two"),)) -> Snaps
     former = FormerDigests()
     former.note(9, 121, {"two": 100})
     return Snapshot(
-        EPOCH, 10, 5, Log(items, list(removals)), totals, sum_of(totals.values()), former
+        EPOCH,
+        10,
+        5,
+        frozenset({FORMER}),
+        Log(items, list(removals)),
+        totals,
+        sum_of(totals.values()),
+        former,
     )
 
 
@@ -138,3 +146,10 @@ def test_a_node_is_ahead_with_a_newer_revision_or_a_later_epoch_that_was_not_che
     assert not is_ahead(at(1, epoch=LATER), current, is_epoch_checked=True)
     assert not is_ahead(at(99, epoch="zzz"), current, is_epoch_checked=False)
     assert not is_ahead(Position(), current, is_epoch_checked=False)
+
+
+def test_what_a_restored_database_lacks_is_taken_without_suspicion_where_a_node_knew_it_before() -> (
+    None
+):
+    assert snapshot().has_mass_deletion_since(at(3, epoch=FORMER))
+    assert not snapshot().has_mass_deletion_since(at(3, epoch="epoch-of-another-database"))

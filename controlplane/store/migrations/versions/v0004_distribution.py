@@ -39,6 +39,10 @@ def upgrade() -> None:
     )
     op.add_column(
         "revision_counter",
+        sa.Column("former_epochs", _JSON, nullable=False, server_default=sa.text("'[]'")),
+    )
+    op.add_column(
+        "revision_counter",
         sa.Column("database_identity", _text(128), nullable=False, server_default=sa.text("''")),
     )
     # Greater than any epoch of the form before, which was hexadecimal: nodes get everything once.
