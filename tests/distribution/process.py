@@ -41,6 +41,8 @@ class Program:
     process: asyncio.subprocess.Process
     environment: Mapping[str, str]
     address: str
+    errors: "asyncio.Task[bytes]"
+    """What stood on stderr, once it ended. It is read all the time: a full pipe would stop the program."""
 
     @property
     def join_token(self) -> str:
@@ -53,8 +55,8 @@ class Program:
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
         """Send a signal, wait for the end and return what stood on stderr."""
         self.process.send_signal(number)
-        _, errors = await asyncio.wait_for(self.process.communicate(), STOP_DEADLINE_S)
-        return errors.decode()
+        await asyncio.wait_for(self.process.wait(), STOP_DEADLINE_S)
+        return (await asyncio.wait_for(self.errors, STOP_DEADLINE_S)).decode()
 
 
 async def launch(environment: Mapping[str, str]) -> asyncio.subprocess.Process:
@@ -79,15 +81,17 @@ async def program(
     ready = Path(environment["TOLLKEEPER_DATA_DIR"]) / "controlplane.ready"
     ready.unlink(missing_ok=True)
     process = await launch(environment)
+    assert process.stderr is not None
+    errors = asyncio.create_task(process.stderr.read())
     try:
         await eventually(lambda: ready.exists() or process.returncode is not None, start_s)
         if process.returncode is not None:
-            _, errors = await process.communicate()
-            raise AssertionError(errors.decode())
+            raise AssertionError((await errors).decode())
         found = json.loads(ready.read_text("utf-8"))
         assert found["pid"] == process.pid
-        yield Program(process, environment, found["admin_address"])
+        yield Program(process, environment, found["admin_address"], errors)
     finally:
         if process.returncode is None:
             process.kill()
-        await process.communicate()
+        await process.wait()
+        await errors
